@@ -1,0 +1,300 @@
+//! Where records begin: one collector a kind of device, one file each.
+//!
+//! A collector answers one question: what do the metrics that are due read now? The frame around it (the scheduler's)
+//! measures, limits its time, and turns a failure into gaps, for all alike. Deliberately absent: retries, schedules,
+//! and any way to reach an address that did not pass the [`Gate`](crate::policy::Gate).
+
+pub mod host;
+
+pub mod http;
+
+pub mod ping;
+
+pub mod prometheus;
+
+pub mod tcp;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use satellite_shared::config::{Device, Metric, Problem, Schedule};
+use satellite_shared::gap::Reason;
+use satellite_shared::limits;
+use satellite_shared::metric::{Kind, Series};
+
+use crate::policy::Gate;
+
+/// Every kind of collector there is, in the order that people read them.
+#[must_use]
+pub fn all() -> &'static [CollectorKind] {
+    &[host::KIND, http::KIND, prometheus::KIND, ping::KIND, tcp::KIND]
+}
+
+/// One kind of collector.
+#[derive(Debug)]
+pub struct CollectorKind {
+    /// What `collector = "…"` says.
+    pub name: &'static str,
+    /// Reads the device's options and makes a collector of it. Opens nothing and sends nothing.
+    pub build: fn(&Device, &Context) -> Result<Built, Problem>,
+}
+
+/// What a collector may use.
+#[derive(Clone)]
+pub struct Context {
+    /// The only way to an address.
+    pub gate: Arc<Gate>,
+    /// `/`, or where a test keeps its `proc` and `sys`.
+    pub root: PathBuf,
+}
+
+/// A collector ready to poll, and the metrics it has: what the scheduler calls by index.
+pub struct Built {
+    /// The collector.
+    pub collector: Box<dyn Collector>,
+    /// Its metrics; never empty. A device without a list of metrics has the one of [`whole`].
+    pub metrics: Vec<Metric>,
+}
+
+/// The one metric of a device that lists none: all that it gives. Its gaps name no metric.
+#[must_use]
+pub fn whole(device: &Device) -> Vec<Metric> {
+    let schedule: Schedule = device.schedule.clone();
+    vec![Metric { name: String::new(), schedule, paused: false, options: serde_json::Map::default() }]
+}
+
+/// A poll under way.
+pub type Poll<'a> = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send + 'a>>;
+
+/// One device as it can be polled.
+pub trait Collector: Send {
+    /// Reads the metrics that are due (indices into [`Built::metrics`]) into `readings`.
+    ///
+    /// A metric that can't be read alone is told by [`Readings::missing`]; an `Err` is for the poll as a whole:
+    /// nothing of it is kept and every metric that was due becomes a gap. The future may be dropped at any await.
+    fn poll<'a>(&'a mut self, due: &'a [usize], readings: &'a mut Readings) -> Poll<'a>;
+}
+
+/// Why a poll, or one metric of it, gave nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}: {detail}", reason = reason.as_str())]
+pub struct Failure {
+    /// For programs.
+    pub reason: Reason,
+    /// For people; cut to 200 bytes. Never holds a secret.
+    pub detail: String,
+}
+
+impl Failure {
+    /// A failure with its detail, cut to its limit.
+    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        let mut detail: String = detail.into();
+        if detail.len() > limits::DETAIL_BYTES_MAX {
+            let end = (0..=limits::DETAIL_BYTES_MAX).rev().find(|&at| detail.is_char_boundary(at)).unwrap_or(0);
+            detail.truncate(end);
+        }
+        Self { reason, detail }
+    }
+}
+
+/// What a sample is called and means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Family<'a> {
+    /// The metric name, as the field's exporters call it.
+    pub name: &'a str,
+    /// Counter, gauge, …
+    pub kind: Kind,
+    /// The base unit, or empty.
+    pub unit: &'a str,
+}
+
+impl<'a> Family<'a> {
+    /// A gauge.
+    #[must_use]
+    pub const fn gauge(name: &'a str, unit: &'a str) -> Self {
+        Self { name, kind: Kind::Gauge, unit }
+    }
+
+    /// A counter.
+    #[must_use]
+    pub const fn counter(name: &'a str, unit: &'a str) -> Self {
+        Self { name, kind: Kind::Counter, unit }
+    }
+}
+
+/// What one poll gave, in one arena: a sample costs no allocation of its own.
+#[derive(Debug, Default)]
+pub struct Readings {
+    keys: Vec<u8>,
+    samples: Vec<Sample>,
+    missing: Vec<(usize, Failure)>,
+    fixed_labels: Vec<(String, String)>,
+    overflow: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    metric: u16,
+    key_end: u32,
+    value: f64,
+}
+
+/// One sample as the recorder takes it: `key` names the series until it has a number.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Reading<'a> {
+    /// Index of the metric that gave it.
+    pub metric: usize,
+    /// Name, kind, unit and labels in one piece; see [`series_of_key`].
+    pub key: &'a [u8],
+    /// What was read.
+    pub value: f64,
+}
+
+impl Readings {
+    /// Readings that all carry these labels, as the configuration gave them.
+    #[must_use]
+    pub fn with_labels(fixed_labels: Vec<(String, String)>) -> Self {
+        Self { fixed_labels, ..Self::default() }
+    }
+
+    /// Adds a sample. Labels may come in any order; a fixed label yields to one of the same name.
+    pub fn sample(&mut self, metric: usize, family: Family<'_>, labels: &[(&str, &str)], value: f64) {
+        if self.samples.len() >= limits::SAMPLES_PER_POLL_MAX {
+            self.overflow = true;
+            return;
+        }
+        let mut all: Vec<(&str, &str)> = Vec::with_capacity(labels.len() + self.fixed_labels.len());
+        all.extend_from_slice(labels);
+        for (name, value) in &self.fixed_labels {
+            if !labels.iter().any(|(other, _)| other == name) {
+                all.push((name, value));
+            }
+        }
+        all.sort_unstable();
+        push_text(&mut self.keys, family.name);
+        self.keys.push(family.kind as u8);
+        push_text(&mut self.keys, family.unit);
+        for (name, value) in all {
+            push_text(&mut self.keys, name);
+            push_text(&mut self.keys, value);
+        }
+        let key_end = u32::try_from(self.keys.len()).unwrap_or(u32::MAX);
+        self.samples.push(Sample { metric: u16::try_from(metric).unwrap_or(u16::MAX), key_end, value });
+    }
+
+    /// Says why a metric that was due gave nothing.
+    pub fn missing(&mut self, metric: usize, failure: Failure) {
+        self.missing.push((metric, failure));
+    }
+
+    /// The samples, in the order they came.
+    pub fn iter(&self) -> impl Iterator<Item = Reading<'_>> {
+        let starts = std::iter::once(0).chain(self.samples.iter().map(|s| s.key_end));
+        self.samples.iter().zip(starts).map(|(sample, start)| Reading {
+            metric: usize::from(sample.metric),
+            key: &self.keys[start as usize..sample.key_end as usize],
+            value: sample.value,
+        })
+    }
+
+    /// The metrics that gave nothing.
+    #[must_use]
+    pub fn failures(&self) -> &[(usize, Failure)] {
+        &self.missing
+    }
+
+    /// How many samples there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.samples.len()
+    }
+
+    /// Whether there is no sample.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.samples.is_empty()
+    }
+
+    /// Whether the device gave more samples than one poll may.
+    #[must_use]
+    pub fn overflowed(&self) -> bool {
+        self.overflow || u32::try_from(self.keys.len()).is_err()
+    }
+
+    /// Forgets everything but the labels, for the next poll.
+    pub fn clear(&mut self) {
+        self.keys.clear();
+        self.samples.clear();
+        self.missing.clear();
+        self.overflow = false;
+    }
+}
+
+fn push_text(keys: &mut Vec<u8>, text: &str) {
+    // Longer texts break the series' limit anyway and are refused when the key is read.
+    let len = u16::try_from(text.len()).unwrap_or(u16::MAX);
+    keys.extend_from_slice(&len.to_le_bytes());
+    keys.extend_from_slice(&text.as_bytes()[..usize::from(len)]);
+}
+
+fn take_text<'a>(key: &mut &'a [u8]) -> Option<&'a str> {
+    let (len, rest) = key.split_first_chunk::<2>()?;
+    let (text, rest) = rest.split_at_checked(usize::from(u16::from_le_bytes(*len)))?;
+    *key = rest;
+    std::str::from_utf8(text).ok()
+}
+
+/// The series that a key of [`Reading`] names; `None` where it breaks the limits of a series.
+#[must_use]
+pub fn series_of_key(device: &satellite_shared::id::DeviceName, mut key: &[u8]) -> Option<Series> {
+    let name = take_text(&mut key)?.to_owned();
+    let (&kind, rest) = key.split_first()?;
+    key = rest;
+    let kinds = [Kind::Unknown, Kind::Gauge, Kind::Counter, Kind::Histogram, Kind::Summary, Kind::Info, Kind::StateSet];
+    let kind = kinds.into_iter().find(|k| *k as u8 == kind)?;
+    let unit = take_text(&mut key)?.to_owned();
+    let mut labels = Vec::new();
+    while !key.is_empty() {
+        labels.push((take_text(&mut key)?.to_owned(), take_text(&mut key)?.to_owned()));
+    }
+    let series = Series { device: device.clone(), name, kind, unit, labels };
+    series.check().ok().map(|()| series)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reading_names_its_series_with_sorted_and_fixed_labels() {
+        let mut readings = Readings::with_labels(vec![("room".into(), "attic".into()), ("cpu".into(), "x".into())]);
+        let family = Family::counter("node_cpu_seconds_total", "seconds");
+        readings.sample(3, family, &[("mode", "idle"), ("cpu", "0")], 1.5);
+        let reading = readings.iter().next().unwrap();
+        let series = series_of_key(&"nas".parse().unwrap(), reading.key).unwrap();
+        assert_eq!((reading.metric, reading.value), (3, 1.5));
+        assert_eq!(
+            (series.name.as_str(), series.kind, series.unit.as_str()),
+            ("node_cpu_seconds_total", Kind::Counter, "seconds")
+        );
+        let labels: Vec<_> = series.labels.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        assert_eq!(labels, [("cpu", "0"), ("mode", "idle"), ("room", "attic")]);
+    }
+
+    #[test]
+    fn a_key_that_breaks_the_limits_names_no_series() {
+        let mut readings = Readings::default();
+        readings.sample(0, Family::gauge("bad name", ""), &[], 1.0);
+        readings.sample(0, Family::gauge("x", ""), &[("a", &"v".repeat(70_000))], 1.0);
+        for reading in readings.iter() {
+            assert!(series_of_key(&"nas".parse().unwrap(), reading.key).is_none());
+        }
+    }
+
+    #[test]
+    fn a_detail_is_cut_at_a_character() {
+        assert_eq!(Failure::new(Reason::Timeout, "ä".repeat(150)).detail, "ä".repeat(100));
+    }
+}
