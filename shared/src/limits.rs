@@ -4,8 +4,8 @@
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// A WebSocket frame; larger messages come in several.
 pub const FRAME_BYTES_MAX: usize = 256 << 10;
-/// A text event from a satellite: only `CONFIG` to it is larger.
-pub const EVENT_BYTES_MAX: usize = 64 << 10;
+/// A text event from a satellite: an `AUTHENTICATE` that announces [`EPOCHS_MAX`] epochs fits.
+pub const EVENT_BYTES_MAX: usize = 256 << 10;
 /// A configuration document, as JSON.
 pub const CONFIG_BYTES_MAX: usize = 256 << 10;
 /// Devices in a configuration.
