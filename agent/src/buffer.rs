@@ -94,7 +94,7 @@ pub struct StoredBlock {
 }
 
 /// What one group commit stores, all or nothing.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Commit {
     /// Frames of series descriptors, before any block that uses them.
     pub series: Vec<Vec<u8>>,

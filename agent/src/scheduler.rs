@@ -1,1 +1,600 @@
-//! To be written.
+//! Polls what is due when it is due, and says of every slot what became of it.
+//!
+//! Metrics of a device that are due together are one poll. A device that is still being polled when its next slot
+//! comes misses that slot: it delays nobody, and slots are never made up for in a burst. Slots lie on a timeline of its
+//! own: wall time at its anchor, carried on by a clock that goes on through suspend; when the wall clock is set, the
+//! timeline is anchored anew. Deliberately absent: what a poll does, and where its samples go.
+
+pub mod breaker;
+
+pub mod timetable;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::Local;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use satellite_shared::clock::Clock;
+use satellite_shared::config::{Device, Metric};
+use satellite_shared::gap::Reason;
+use satellite_shared::id::DeviceName;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::collector::{Built, Collector, Failure, Readings};
+use crate::ledger::Missed;
+use crate::recorder::notes::UnderWay;
+use crate::recorder::{Ended, Step, What};
+use breaker::Breaker;
+use timetable::Timetable;
+
+/// Polls under way at once: what bounds sockets and memory.
+const UNDER_WAY_MAX: usize = 64;
+/// A wall clock that differs from the timeline by more was set.
+const STEP_MS: i64 = 1_000;
+/// How often the clocks are compared when nothing else is due.
+const CLOCK_CHECK: Duration = Duration::from_secs(30);
+/// The frame lets a collector report its own timeout first.
+const FRAME_GRACE: Duration = Duration::from_secs(1);
+/// A slot that is noticed this late was slept through or starved, and is not polled any more.
+const LATE_MS: i64 = 5_000;
+
+/// A device that is to be polled: what the config task gives.
+pub struct Planned {
+    /// As the configuration says it.
+    pub device: Device,
+    /// Ready to poll.
+    pub built: Built,
+    /// When each of its metrics is due.
+    pub timetables: Vec<Timetable>,
+    /// How many samples each metric gave last time, where that is known.
+    pub expected: Vec<u64>,
+    /// Makes its collector anew after a poll that had to be dropped.
+    pub rebuild: Rebuild,
+}
+
+/// Makes a collector anew.
+pub type Rebuild = Arc<dyn Fn() -> Option<Box<dyn Collector>> + Send + Sync>;
+
+/// What others ask of the scheduler.
+pub enum Order {
+    /// A new configuration, as a difference.
+    Change {
+        /// Devices that are new or differ.
+        upsert: Vec<Planned>,
+        /// Devices that are gone.
+        remove: Vec<DeviceName>,
+        /// At start: until when slots were accounted for before the satellite stopped.
+        stopped_since_ms: Option<i64>,
+    },
+    /// How many samples each metric gave last.
+    Expected(oneshot::Sender<Vec<(DeviceName, String, u64)>>),
+    /// How the devices are.
+    Devices(oneshot::Sender<Vec<DeviceState>>),
+}
+
+/// One device, as `satellite status` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DeviceState {
+    /// Its name.
+    pub device: DeviceName,
+    /// Its collector.
+    pub collector: String,
+    /// `new`, `ok`, `paused` or the reason of the last failure.
+    pub outcome: String,
+    /// What exactly failed.
+    pub detail: String,
+    /// When it was polled last, wall clock.
+    pub polled_ms: Option<i64>,
+    /// How long that took.
+    pub took_ms: u64,
+    /// How many samples it gave.
+    pub samples: u64,
+    /// Polls that gave something.
+    pub polls_ok: u64,
+    /// Polls that gave nothing.
+    pub polls_failed: u64,
+    /// When it is due next, by the scheduler's timeline.
+    pub next_ms: Option<i64>,
+}
+
+/// The task.
+pub struct Scheduler {
+    orders: mpsc::Receiver<Order>,
+    steps: mpsc::Sender<Step>,
+    clock: Arc<dyn Clock>,
+    timeline: Timeline,
+    lines: BTreeMap<DeviceName, Line>,
+    polls: FuturesUnordered<Pin<Box<dyn Future<Output = Polled> + Send>>>,
+    turns: Arc<Semaphore>,
+    next_poll: u64,
+    next_line: u64,
+}
+
+/// The scheduler's time: goes on evenly, follows the wall clock when that is set.
+#[derive(Debug, Clone, Copy)]
+struct Timeline {
+    anchor_wall_ms: i64,
+    anchor_mono_ms: u64,
+}
+
+/// One device's place in the schedule.
+struct Line {
+    id: u64,
+    device: Device,
+    metrics: Vec<Slot>,
+    collector: Option<Box<dyn Collector>>,
+    rebuild: Rebuild,
+    breaker: Breaker,
+    state: DeviceState,
+}
+
+struct Slot {
+    metric: Metric,
+    timetable: Timetable,
+    next_ms: Option<i64>,
+    expected: u64,
+}
+
+/// Metrics that are due together.
+#[derive(Debug, Clone)]
+struct Due {
+    slot_ms: i64,
+    metrics: Vec<usize>,
+}
+
+struct Polled {
+    line: u64,
+    device: DeviceName,
+    poll: u64,
+    due: Due,
+    at_ms: i64,
+    took_ms: u64,
+    readings: Readings,
+    result: Result<(), Failure>,
+    collector: Option<Box<dyn Collector>>,
+}
+
+impl Scheduler {
+    /// A scheduler with nothing to poll yet.
+    #[must_use]
+    pub fn new(orders: mpsc::Receiver<Order>, steps: mpsc::Sender<Step>, clock: Arc<dyn Clock>) -> Self {
+        let timeline = Timeline::anchored(clock.as_ref());
+        Self {
+            orders,
+            steps,
+            clock,
+            timeline,
+            lines: BTreeMap::new(),
+            polls: FuturesUnordered::new(),
+            turns: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
+            next_poll: 0,
+            next_line: 0,
+        }
+    }
+
+    /// Polls until told to stop; what is under way then becomes a gap.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        loop {
+            let wake = self.next_wake();
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                Some(order) = self.orders.recv() => self.on_order(order).await,
+                Some(polled) = self.polls.next() => self.on_polled(polled).await,
+                () = tokio::time::sleep_until(wake) => self.on_time().await,
+            }
+        }
+        self.stop().await;
+    }
+
+    fn now_ms(&self) -> i64 {
+        self.timeline.at(self.clock.now().mono_ms)
+    }
+
+    fn next_wake(&self) -> Instant {
+        let next = self.lines.values().filter_map(Line::next_ms).min();
+        let wait = next.map_or(CLOCK_CHECK, |next| {
+            Duration::from_millis(u64::try_from(next.saturating_sub(self.now_ms())).unwrap_or(0))
+        });
+        Instant::now() + wait.min(CLOCK_CHECK)
+    }
+
+    async fn tell(&self, through_ms: i64, what: What) {
+        // The recorder outlives the scheduler; without it there is nobody to tell.
+        drop(self.steps.send(Step { through_ms, what }).await);
+    }
+
+    async fn on_order(&mut self, order: Order) {
+        match order {
+            Order::Devices(answer) => {
+                let states = self.lines.values().map(Line::state).collect();
+                drop(answer.send(states));
+            }
+            Order::Expected(answer) => {
+                let of_line = |(name, line): (&DeviceName, &Line)| {
+                    let counts = line.metrics.iter().map(|slot| (slot.metric.name.clone(), slot.expected));
+                    counts.map(|(metric, count)| (name.clone(), metric, count)).collect::<Vec<_>>()
+                };
+                drop(answer.send(self.lines.iter().flat_map(of_line).collect()));
+            }
+            Order::Change { upsert, remove, stopped_since_ms } => {
+                self.on_change(upsert, remove, stopped_since_ms).await;
+            }
+        }
+    }
+
+    async fn on_change(&mut self, upsert: Vec<Planned>, remove: Vec<DeviceName>, stopped_since_ms: Option<i64>) {
+        let now_ms = self.now_ms();
+        for device in remove {
+            self.lines.remove(&device);
+        }
+        let mut missed = Vec::new();
+        for planned in upsert {
+            let name = planned.device.name.clone();
+            let id = self.next_line;
+            self.next_line += 1;
+            let known = self.lines.remove(&name);
+            let mut line = Line::new(id, planned, known.as_ref());
+            if let Some(since_ms) = stopped_since_ms {
+                missed.extend(line.stopped(since_ms, now_ms));
+            }
+            line.poll_at_once(now_ms);
+            self.lines.insert(name, line);
+        }
+        if !missed.is_empty() {
+            self.tell(now_ms, What::Missed(missed)).await;
+        }
+        self.on_time().await;
+    }
+
+    async fn on_time(&mut self) {
+        self.follow_wall_clock();
+        let now_ms = self.now_ms();
+        let mut missed = Vec::new();
+        let mut begin = Vec::new();
+        for (name, line) in &mut self.lines {
+            if line.next_ms().is_none_or(|next| next > now_ms) {
+                continue;
+            }
+            let (due, skipped) = line.take_due(now_ms);
+            missed.extend(skipped);
+            if !due.metrics.is_empty() {
+                begin.push((name.clone(), due));
+            }
+        }
+        if !missed.is_empty() {
+            self.tell(now_ms, What::Missed(missed)).await;
+        }
+        for (name, due) in begin {
+            self.begin(name, due, now_ms).await;
+        }
+    }
+
+    fn follow_wall_clock(&mut self) {
+        let now = self.clock.now();
+        let off_ms = now.wall_ms.saturating_sub(self.timeline.at(now.mono_ms));
+        if off_ms.abs() < STEP_MS {
+            return;
+        }
+        tracing::warn!(off_ms, "the wall clock was set: slots follow it from here");
+        self.timeline = Timeline::anchored(self.clock.as_ref());
+        for line in self.lines.values_mut() {
+            line.plan(now.wall_ms);
+        }
+    }
+
+    async fn begin(&mut self, name: DeviceName, due: Due, now_ms: i64) {
+        let Some(line) = self.lines.get_mut(&name) else { return };
+        let Some(collector) = line.collector.take() else { return };
+        let poll = self.next_poll;
+        self.next_poll += 1;
+        let under_way =
+            UnderWay { poll, device: name.clone(), slot_ms: due.slot_ms, count: line.expected(&due.metrics) };
+        let request = Request {
+            line: line.id,
+            device: name.clone(),
+            poll,
+            due: due.clone(),
+            limit: line.device.timeout + FRAME_GRACE,
+            readings: Readings::with_labels(line.device.labels.clone().into_iter().collect()),
+            collector,
+        };
+        self.tell(now_ms, What::Begun(under_way)).await;
+        let (clock, turns) = (self.clock.clone(), self.turns.clone());
+        self.polls.push(Box::pin(async move {
+            let _turn = turns.acquire().await;
+            request.run(clock.as_ref()).await
+        }));
+    }
+
+    async fn on_polled(&mut self, polled: Polled) {
+        let now_ms = self.now_ms();
+        let Some(line) = self.lines.get_mut(&polled.device).filter(|line| line.id == polled.line) else {
+            // The device went or changed while it was polled: what it gave still counts.
+            let names = polled.due.metrics.iter().map(|_| String::new()).take(1).collect();
+            let missed = polled.result.err().map(|failure| Missed {
+                device: polled.device.clone(),
+                metric: String::new(),
+                from_ms: polled.due.slot_ms,
+                to_ms: polled.due.slot_ms,
+                count: 1,
+                reason: failure.reason,
+                detail: failure.detail,
+            });
+            let readings = if missed.is_some() { Readings::default() } else { polled.readings };
+            let ended = Ended {
+                poll: polled.poll,
+                device: polled.device,
+                metrics: names,
+                at_ms: polled.at_ms,
+                readings,
+                missed: missed.into_iter().collect(),
+            };
+            return self.tell(now_ms, What::Ended(ended)).await;
+        };
+        let ended = line.take_up(polled, now_ms);
+        self.tell(now_ms, What::Ended(ended)).await;
+    }
+
+    async fn stop(mut self) {
+        self.polls.clear();
+        let now_ms = self.now_ms();
+        // Slots up to now that were never begun are the stop's as well.
+        let mut missed = Vec::new();
+        for line in self.lines.values_mut() {
+            let (due, skipped) = line.take_due(now_ms);
+            missed.extend(skipped);
+            missed.extend(line.missed(&due, Reason::Stopped, "satellite was stopped"));
+        }
+        self.tell(now_ms, What::Missed(missed)).await;
+    }
+}
+
+struct Request {
+    line: u64,
+    device: DeviceName,
+    poll: u64,
+    due: Due,
+    limit: Duration,
+    readings: Readings,
+    collector: Box<dyn Collector>,
+}
+
+impl Request {
+    /// The frame around every collector: it bounds the time, and measures.
+    async fn run(mut self, clock: &dyn Clock) -> Polled {
+        let began = clock.now();
+        let poll = self.collector.poll(&self.due.metrics, &mut self.readings);
+        let (result, kept) = match tokio::time::timeout(self.limit, poll).await {
+            Ok(result) => (result, true),
+            Err(_) => {
+                let detail = format!("no answer within {}", humantime::format_duration(self.limit));
+                (Err(Failure::new(Reason::Timeout, detail)), false)
+            }
+        };
+        let result = match result {
+            Ok(()) if self.readings.overflowed() => {
+                Err(Failure::new(Reason::BadAnswer, "more samples than one poll may give (50,000)"))
+            }
+            other => other,
+        };
+        Polled {
+            line: self.line,
+            device: self.device,
+            poll: self.poll,
+            due: self.due,
+            at_ms: began.wall_ms,
+            took_ms: clock.now().mono_ms.saturating_sub(began.mono_ms),
+            readings: self.readings,
+            result,
+            // A collector whose poll was dropped half-way is made anew.
+            collector: kept.then_some(self.collector),
+        }
+    }
+}
+
+impl Timeline {
+    fn anchored(clock: &dyn Clock) -> Self {
+        let now = clock.now();
+        Self { anchor_wall_ms: now.wall_ms, anchor_mono_ms: now.mono_ms }
+    }
+
+    fn at(&self, mono_ms: u64) -> i64 {
+        self.anchor_wall_ms.saturating_add_unsigned(mono_ms.saturating_sub(self.anchor_mono_ms))
+    }
+}
+
+impl Line {
+    fn new(id: u64, planned: Planned, known: Option<&Self>) -> Self {
+        let expected = |index: usize, metric: &Metric| {
+            let before = known.and_then(|line| line.metrics.iter().find(|slot| slot.metric.name == metric.name));
+            before.map_or(planned.expected.get(index).copied().unwrap_or(1), |slot| slot.expected).max(1)
+        };
+        let counts: Vec<u64> =
+            planned.built.metrics.iter().enumerate().map(|(at, metric)| expected(at, metric)).collect();
+        let metrics = planned.built.metrics.into_iter().zip(planned.timetables).zip(counts);
+        let state = DeviceState {
+            device: planned.device.name.clone(),
+            collector: planned.device.collector.clone(),
+            outcome: if planned.device.paused { "paused" } else { "new" }.into(),
+            detail: String::new(),
+            polled_ms: None,
+            took_ms: 0,
+            samples: 0,
+            polls_ok: 0,
+            polls_failed: 0,
+            next_ms: None,
+        };
+        Self {
+            id,
+            metrics: metrics
+                .map(|((metric, timetable), expected)| Slot { metric, timetable, next_ms: None, expected })
+                .collect(),
+            device: planned.device,
+            collector: Some(planned.built.collector),
+            rebuild: planned.rebuild,
+            breaker: Breaker::default(),
+            state,
+        }
+    }
+
+    fn next_ms(&self) -> Option<i64> {
+        self.metrics.iter().filter_map(|slot| slot.next_ms).min()
+    }
+
+    fn state(&self) -> DeviceState {
+        DeviceState { next_ms: self.next_ms(), ..self.state.clone() }
+    }
+
+    fn plan(&mut self, now_ms: i64) {
+        for slot in &mut self.metrics {
+            slot.next_ms = slot.timetable.next_after(now_ms, &Local);
+        }
+    }
+
+    /// New work is polled at once, whatever its phase; a cron expression means its times.
+    fn poll_at_once(&mut self, now_ms: i64) {
+        for slot in &mut self.metrics {
+            slot.next_ms =
+                if slot.timetable.is_cron() { slot.timetable.next_after(now_ms, &Local) } else { Some(now_ms) };
+        }
+    }
+
+    fn expected(&self, metrics: &[usize]) -> u64 {
+        metrics.iter().filter_map(|&at| self.metrics.get(at)).map(|slot| slot.expected).sum()
+    }
+
+    /// Slots between the last that was accounted for and now, while the satellite did not run.
+    fn stopped(&self, since_ms: i64, now_ms: i64) -> Vec<Missed> {
+        let through_ms = now_ms.saturating_sub(1);
+        let of_slot = |slot: &Slot| {
+            let count = slot.timetable.count_between(since_ms, through_ms, &Local);
+            let first = slot.timetable.next_after(since_ms, &Local);
+            first.filter(|_| count > 0).map(|first| Missed {
+                device: self.device.name.clone(),
+                metric: slot.metric.name.clone(),
+                from_ms: first,
+                to_ms: through_ms.max(first),
+                count: count.saturating_mul(slot.expected),
+                reason: Reason::Stopped,
+                detail: "satellite did not run".into(),
+            })
+        };
+        self.metrics.iter().filter_map(of_slot).collect()
+    }
+
+    /// What is due now, and what was due and is not polled. Plans the next slots.
+    fn take_due(&mut self, now_ms: i64) -> (Due, Vec<Missed>) {
+        let mut due = Due { slot_ms: now_ms, metrics: Vec::new() };
+        let mut missed = Vec::new();
+        for at in 0..self.metrics.len() {
+            let slot = &mut self.metrics[at];
+            let Some(first_ms) = slot.next_ms.filter(|&next| next <= now_ms) else { continue };
+            let later = slot.timetable.count_between(first_ms, now_ms, &Local);
+            slot.next_ms = slot.timetable.next_after(now_ms, &Local);
+            let count = slot.expected;
+            let passed_over = Missed {
+                device: self.device.name.clone(),
+                metric: slot.metric.name.clone(),
+                from_ms: first_ms,
+                to_ms: now_ms,
+                count: count.saturating_mul(later + 1),
+                reason: Reason::Late,
+                detail: String::new(),
+            };
+            if let Some((reason, detail)) = self.rests(at, now_ms) {
+                missed.push(Missed { reason, detail, ..passed_over });
+                continue;
+            }
+            if later > 0 {
+                let detail =
+                    if now_ms - first_ms > LATE_MS { "the machine slept or was starved" } else { "slots passed over" };
+                missed.push(Missed { count: count.saturating_mul(later), detail: detail.into(), ..passed_over });
+            }
+            due.slot_ms = due.slot_ms.min(if later > 0 { now_ms } else { first_ms });
+            due.metrics.push(at);
+        }
+        (due, missed)
+    }
+
+    /// Why a metric that is due is not polled.
+    fn rests(&self, at: usize, now_ms: i64) -> Option<(Reason, String)> {
+        if self.device.paused || self.metrics[at].metric.paused {
+            return Some((Reason::Paused, "paused by the configuration".into()));
+        }
+        if self.collector.is_none() {
+            return Some((Reason::Late, "the poll before was still under way".into()));
+        }
+        if self.breaker.is_open(now_ms) {
+            return Some((Reason::BackOff, format!("left alone after failures: {}", self.state.detail)));
+        }
+        None
+    }
+
+    fn missed(&self, due: &Due, reason: Reason, detail: &str) -> Vec<Missed> {
+        let of = |&at: &usize| Missed {
+            device: self.device.name.clone(),
+            metric: self.metrics[at].metric.name.clone(),
+            from_ms: due.slot_ms,
+            to_ms: due.slot_ms,
+            count: self.metrics[at].expected,
+            reason,
+            detail: detail.to_owned(),
+        };
+        due.metrics.iter().map(of).collect()
+    }
+
+    /// Takes up what a poll gave: counts it, closes or opens the breaker, says what is missing.
+    fn take_up(&mut self, polled: Polled, now_ms: i64) -> Ended {
+        self.collector = polled.collector.or_else(|| (self.rebuild)());
+        let mut readings = polled.readings;
+        let mut missed = Vec::new();
+        let mut metrics = Vec::new();
+        self.state.polled_ms = Some(polled.at_ms);
+        self.state.took_ms = polled.took_ms;
+        match polled.result {
+            Err(failure) => {
+                readings.clear();
+                missed = self.missed(&polled.due, failure.reason, &failure.detail);
+                let every_ms = self.metrics.iter().filter_map(|slot| slot.timetable.every_ms()).min().unwrap_or(60_000);
+                self.breaker.fail(now_ms, every_ms);
+                self.state.polls_failed += 1;
+                self.state.samples = 0;
+                self.state.outcome = failure.reason.as_str().into();
+                self.state.detail = failure.detail;
+            }
+            Ok(()) => {
+                self.breaker.succeed();
+                let mut counts = vec![0u64; self.metrics.len()];
+                for reading in readings.iter() {
+                    if let Some(count) = counts.get_mut(reading.metric) {
+                        *count += 1;
+                    }
+                }
+                for (at, failure) in readings.failures().iter().filter(|(at, _)| *at < counts.len()) {
+                    let one = Due { slot_ms: polled.due.slot_ms, metrics: vec![*at] };
+                    missed.extend(self.missed(&one, failure.reason, &failure.detail));
+                }
+                for &at in &polled.due.metrics {
+                    if counts[at] > 0 {
+                        self.metrics[at].expected = counts[at];
+                    }
+                    if !readings.failures().iter().any(|&(failed, _)| failed == at) {
+                        metrics.push(self.metrics[at].metric.name.clone());
+                    }
+                }
+                let failure = readings.failures().first().map(|(_, failure)| failure.clone());
+                self.state.polls_ok += 1;
+                self.state.samples = readings.len() as u64;
+                self.state.outcome = failure.as_ref().map_or("ok", |failure| failure.reason.as_str()).into();
+                self.state.detail = failure.map_or(String::new(), |failure| failure.detail);
+            }
+        }
+        Ended { poll: polled.poll, device: polled.device, metrics, at_ms: polled.at_ms, readings, missed }
+    }
+}
