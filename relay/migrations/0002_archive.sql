@@ -1,0 +1,1 @@
+-- What is stored of each epoch, and the batches on their way into storage.
