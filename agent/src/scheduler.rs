@@ -598,3 +598,183 @@ impl Line {
         Ended { poll: polled.poll, device: polled.device, metrics, at_ms: polled.at_ms, readings, missed }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use satellite_shared::clock::ManualClock;
+    use satellite_shared::config::Document;
+
+    use super::*;
+    use crate::collector::{Family, Poll, whole};
+
+    /// Answers what the test last told it to.
+    struct Scripted(Arc<Mutex<Result<u32, Failure>>>);
+
+    impl Collector for Scripted {
+        fn poll<'a>(&'a mut self, due: &'a [usize], readings: &'a mut Readings) -> Poll<'a> {
+            let answer = self.0.lock().unwrap().clone();
+            Box::pin(async move {
+                for n in 0..answer? {
+                    readings.sample(due[0], Family::gauge("x", ""), &[("n", &n.to_string())], 1.0);
+                }
+                Ok(())
+            })
+        }
+    }
+
+    struct Bench {
+        clock: Arc<ManualClock>,
+        scheduler: Scheduler,
+        steps: mpsc::Receiver<Step>,
+        answer: Arc<Mutex<Result<u32, Failure>>>,
+        _orders: mpsc::Sender<Order>,
+    }
+
+    const START_MS: i64 = 1_790_000_000_000;
+
+    impl Bench {
+        async fn with(toml: &str, stopped_since_ms: Option<i64>) -> Self {
+            let clock = Arc::new(ManualClock::new(START_MS, 50_000));
+            let (orders, order_receiver) = mpsc::channel(8);
+            let (step_sender, steps) = mpsc::channel(1_000);
+            let mut scheduler = Scheduler::new(order_receiver, step_sender, clock.clone());
+            let answer = Arc::new(Mutex::new(Ok(4)));
+            let (_, document) = Document::parse_text(toml).unwrap();
+            let planned = |device: Device| {
+                let metrics = whole(&device);
+                let timetables = vec![Timetable::parse(&metrics[0].schedule, device.name.as_str()).unwrap()];
+                let again = answer.clone();
+                Planned {
+                    built: Built { collector: Box::new(Scripted(answer.clone())), metrics },
+                    device,
+                    timetables,
+                    expected: vec![4],
+                    rebuild: Arc::new(move || Some(Box::new(Scripted(again.clone())) as Box<dyn Collector>)),
+                }
+            };
+            let upsert = document.devices.into_iter().map(planned).collect();
+            scheduler.on_change(upsert, vec![], stopped_since_ms).await;
+            Self { clock, scheduler, steps, answer, _orders: orders }
+        }
+
+        async fn finish_polls(&mut self) {
+            while let Some(polled) = self.scheduler.polls.next().await {
+                self.scheduler.on_polled(polled).await;
+            }
+        }
+
+        async fn pass(&mut self, ms: u64) {
+            self.clock.advance(ms);
+            self.scheduler.on_time().await;
+        }
+
+        /// What the recorder was told: samples by poll, and (count, reason) of what was missed.
+        fn told(&mut self) -> (Vec<usize>, Vec<(u64, Reason)>) {
+            let (mut polls, mut missed) = (vec![], vec![]);
+            while let Ok(step) = self.steps.try_recv() {
+                match step.what {
+                    What::Begun(_) => {}
+                    What::Ended(ended) => {
+                        polls.push(ended.readings.len());
+                        missed.extend(ended.missed.iter().map(|one| (one.count, one.reason)));
+                    }
+                    What::Missed(some) => missed.extend(some.iter().map(|one| (one.count, one.reason))),
+                }
+            }
+            (polls, missed)
+        }
+    }
+
+    const NAS: &str = "[[device]]\nname = \"nas\"\ncollector = \"x\"\nevery = \"10s\"\n";
+
+    #[tokio::test]
+    async fn new_work_is_polled_at_once_and_then_at_its_slots() {
+        let mut bench = Bench::with(NAS, None).await;
+        bench.finish_polls().await;
+        assert_eq!(bench.told(), (vec![4], vec![]));
+        for _ in 0..3 {
+            bench.pass(10_000).await;
+            bench.finish_polls().await;
+        }
+        assert_eq!(bench.told(), (vec![4, 4, 4], vec![]));
+    }
+
+    #[tokio::test]
+    async fn a_slot_that_comes_while_its_device_is_still_polled_is_late_and_not_made_up_for() {
+        let mut bench = Bench::with(NAS, None).await;
+        bench.pass(10_000).await;
+        bench.finish_polls().await;
+        assert_eq!(bench.told(), (vec![4], vec![(4, Reason::Late)]));
+    }
+
+    #[tokio::test]
+    async fn slots_that_were_slept_through_are_one_poll_and_a_gap() {
+        let mut bench = Bench::with(NAS, None).await;
+        bench.finish_polls().await;
+        bench.told();
+        bench.pass(60_000).await;
+        bench.finish_polls().await;
+        assert_eq!(bench.told(), (vec![4], vec![(20, Reason::Late)]));
+    }
+
+    #[tokio::test]
+    async fn a_failed_poll_is_a_gap_of_what_it_gave_before() {
+        let mut bench = Bench::with(NAS, None).await;
+        *bench.answer.lock().unwrap() = Ok(7);
+        bench.finish_polls().await;
+        *bench.answer.lock().unwrap() = Err(Failure::new(Reason::Refused, "connection refused"));
+        bench.pass(10_000).await;
+        bench.finish_polls().await;
+        assert_eq!(bench.told(), (vec![7, 0], vec![(7, Reason::Refused)]));
+    }
+
+    #[tokio::test]
+    async fn a_device_that_keeps_failing_is_left_alone_and_every_slot_is_explained() {
+        let mut bench = Bench::with(NAS, None).await;
+        *bench.answer.lock().unwrap() = Err(Failure::new(Reason::Timeout, "no answer"));
+        for _ in 0..6 {
+            bench.finish_polls().await;
+            bench.pass(10_000).await;
+        }
+        bench.finish_polls().await;
+        let (_, missed) = bench.told();
+        let reasons: Vec<Reason> = missed.iter().map(|&(_, reason)| reason).collect();
+        assert_eq!(missed.iter().map(|&(count, _)| count).sum::<u64>(), 4 * 7);
+        assert!(reasons.starts_with(&[Reason::Timeout, Reason::Timeout, Reason::Timeout]), "{reasons:?}");
+        assert!(reasons[3..].contains(&Reason::BackOff), "{reasons:?}");
+    }
+
+    #[tokio::test]
+    async fn a_paused_device_is_explained_and_not_polled() {
+        let mut bench = Bench::with(&format!("{NAS}paused = true\n"), None).await;
+        bench.pass(10_000).await;
+        bench.finish_polls().await;
+        assert_eq!(bench.told(), (vec![], vec![(4, Reason::Paused), (4, Reason::Paused)]));
+    }
+
+    #[tokio::test]
+    async fn what_was_due_while_the_satellite_did_not_run_is_explained() {
+        let mut bench = Bench::with(NAS, Some(START_MS - 100_000)).await;
+        bench.finish_polls().await;
+        assert_eq!(bench.told(), (vec![4], vec![(40, Reason::Stopped)]));
+    }
+
+    #[tokio::test]
+    async fn slots_follow_a_wall_clock_that_was_set_and_none_is_invented() {
+        let mut bench = Bench::with(NAS, None).await;
+        bench.finish_polls().await;
+        bench.told();
+        bench.clock.step_wall(START_MS + 3_600_000);
+        bench.scheduler.on_time().await;
+        bench.pass(10_000).await;
+        bench.finish_polls().await;
+        assert_eq!(bench.told(), (vec![4], vec![]));
+        bench.clock.step_wall(START_MS);
+        bench.scheduler.on_time().await;
+        bench.pass(10_000).await;
+        bench.finish_polls().await;
+        assert_eq!(bench.told(), (vec![4], vec![]));
+    }
+}
