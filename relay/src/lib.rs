@@ -16,6 +16,8 @@ pub mod enrolment;
 
 pub mod authority;
 
+pub mod data_dir;
+
 pub mod listener;
 
 pub mod settings;

@@ -15,9 +15,6 @@ pub mod leases;
 
 pub mod satellites;
 
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,7 +23,9 @@ use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::migrate::{Migrate, MigrateError, Migration, MigrationType, Migrator};
 use sqlx::{Any, AnyConnection, AnyPool, ConnectOptions, Connection, Executor, Row, SqlSafeStr, Transaction};
 
-pub use self::certificates::{CertificateRow, CertificateState, NewCertificate};
+use crate::data_dir::{DataDir, DataDirError};
+
+pub use self::certificates::{CertificateRow, CertificateState};
 pub use self::configs::ConfigRow;
 pub use self::leases::{Claim, LeaseRow, NewLease};
 pub use self::satellites::{Change, SatelliteRow, Seen};
@@ -44,13 +43,8 @@ const MIGRATIONS: [(i64, &str, &str); 2] = [
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// Its file can't be made or locked.
-    #[error("{path}: {source}; the data directory must belong to the user that runs the relay")]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Files(#[from] DataDirError),
     /// A later version of this program wrote it.
     #[error(
         "{path} was written by a newer satellite-relay (its format is {found}, this program reads up to {known}): \
@@ -84,6 +78,9 @@ pub enum RegistryError {
     /// There is no such lease.
     #[error("there is no lease {0}; `satellite-relay lease list` names them")]
     NoLease(String),
+    /// One satellite asks for certificates without end.
+    #[error("this satellite was given too many certificates within an hour; it may ask again in an hour")]
+    TooManyCertificates,
     /// Another satellite has the name.
     #[error(
         "`{name}` is an enrolled satellite ({satellite}): take another name, or give that one a new identity with \
@@ -117,8 +114,12 @@ impl Registry {
     /// Says which file can't be used, or that a newer program wrote it.
     pub async fn open(data_dir: &Path) -> Result<Self, RegistryError> {
         let path = data_dir.join("registry.db");
-        create_private(data_dir, &path).map_err(|(path, source)| RegistryError::File { path, source })?;
-        let lock = lock(data_dir.join("registry.lock")).await?;
+        let data_dir = DataDir::open(data_dir)?;
+        // SQLite gives its `-wal` and `-shm` the owner and the mode of this one.
+        data_dir.file("registry.db")?;
+        // Two programs that make one registry at once would both create its tables.
+        let locking = tokio::task::spawn_blocking(move || data_dir.lock("registry.lock"));
+        let lock = locking.await.expect("taking a lock does not panic")?;
         sqlx::any::install_default_drivers();
         let options: AnyConnectOptions = sqlite_url(&path).parse()?;
         // Not from the pool, which tries again and again and then says only that time is up.
@@ -227,30 +228,6 @@ fn sqlite_url(path: &Path) -> String {
     url + "?mode=rwc"
 }
 
-/// SQLite gives its `-wal` and `-shm` the mode of the database.
-fn create_private(data_dir: &Path, database: &Path) -> Result<(), (PathBuf, io::Error)> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(|e| (data_dir.to_owned(), e))?;
-    private(database).map_err(|e| (database.to_owned(), e)).map(drop)
-}
-
-fn private(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)
-}
-
-/// Two programs that make one registry at once would both create its tables.
-async fn lock(path: PathBuf) -> Result<File, RegistryError> {
-    let locked = tokio::task::spawn_blocking({
-        let path = path.clone();
-        move || {
-            let file = private(&path)?;
-            rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
-            Ok(file)
-        }
-    });
-    let locked = locked.await.unwrap_or_else(|stopped| Err(io::Error::other(stopped)));
-    locked.map_err(|source| RegistryError::File { path, source })
-}
-
 pub(crate) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     aws_lc_rs::rand::fill(&mut bytes).expect("the kernel gives random bytes");
@@ -281,6 +258,7 @@ fn signed(what: &'static str, number: u64) -> Result<i64, RegistryError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use satellite_shared::id::LeaseId;
@@ -288,6 +266,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::authority::Issued;
 
     fn lease(name: &str, bits: u8) -> NewLease {
         NewLease {
@@ -302,8 +281,8 @@ mod tests {
         }
     }
 
-    fn certificate(bits: u8) -> NewCertificate {
-        NewCertificate {
+    fn certificate(bits: u8) -> Issued {
+        Issued {
             chain: format!("chain {bits}"),
             serial_hex: hex(&[bits; 16]),
             spki_sha256_hex: sha256_hex(&[bits]),

@@ -8,9 +8,13 @@ use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row};
 
 use super::{Registry, RegistryError, parsed, signed, unsigned};
+use crate::authority::Issued;
 
 /// How long the certificate before the current one stays good.
 pub const OVERLAP_MS: i64 = 10 * 60 * 1000;
+
+/// More than this an hour is a satellite that has lost its mind.
+const ISSUED_PER_HOUR_MAX: i64 = 240;
 
 /// What an issued certificate is to its satellite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,21 +80,6 @@ impl CertificateRow {
             CertificateState::Revoked => false,
         }
     }
-}
-
-/// What is kept of a certificate when it is issued.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewCertificate {
-    /// Leaf first, PEM.
-    pub chain: String,
-    /// 32 hexadecimal digits.
-    pub serial_hex: String,
-    /// SHA-256 of its public key.
-    pub spki_sha256_hex: String,
-    /// When it ends.
-    pub not_after_ms: i64,
-    /// When to ask for the next.
-    pub renew_after_ms: i64,
 }
 
 macro_rules! select {
@@ -190,14 +179,29 @@ impl Registry {
     /// Keeps a certificate that was issued to a satellite that has one; replaces what is pending. Gives its generation.
     ///
     /// # Errors
-    /// When the satellite is revoked or unknown, and when the database does not answer.
+    /// When the satellite is revoked or unknown or has had too many, and when the database does not answer.
     pub async fn certificate_issued(
         &self,
         satellite: &SatelliteId,
-        certificate: &NewCertificate,
+        certificate: &Issued,
         now_ms: i64,
     ) -> Result<u64, RegistryError> {
         let mut transaction = self.begin().await?;
+        let recent: i64 =
+            sqlx::query_scalar("SELECT COUNT(*) FROM certificates WHERE satellite = $1 AND issued_at_ms > $2")
+                .bind(satellite.as_str())
+                .bind(now_ms.saturating_sub(3_600_000))
+                .fetch_one(&mut *transaction)
+                .await?;
+        if recent >= ISSUED_PER_HOUR_MAX {
+            return Err(RegistryError::TooManyCertificates);
+        }
+        // Nobody asks for them any more: TLS refuses what has ended.
+        sqlx::query("DELETE FROM certificates WHERE satellite = $1 AND state = 'revoked' AND not_after_ms < $2")
+            .bind(satellite.as_str())
+            .bind(now_ms.saturating_sub(3_600_000))
+            .execute(&mut *transaction)
+            .await?;
         sqlx::query("UPDATE certificates SET state = 'revoked' WHERE satellite = $1 AND state = 'pending'")
             .bind(satellite.as_str())
             .execute(&mut *transaction)
@@ -221,7 +225,7 @@ pub(super) async fn end_all(transaction: &mut AnyConnection, satellite: &Satelli
 pub(super) async fn insert(
     transaction: &mut AnyConnection,
     satellite: &SatelliteId,
-    certificate: &NewCertificate,
+    certificate: &Issued,
     now_ms: i64,
 ) -> Result<u64, RegistryError> {
     let counted = sqlx::query(

@@ -6,7 +6,8 @@ use satellite_shared::id::{LeaseId, SatelliteId};
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row};
 
-use super::{NewCertificate, Registry, RegistryError, certificates, next_revision, parsed};
+use super::{Registry, RegistryError, certificates, next_revision, parsed};
+use crate::authority::Issued;
 use crate::lease;
 
 /// A lease as it is kept.
@@ -67,7 +68,7 @@ pub struct Claim<'a> {
     /// SHA-256 of the satellite's session token.
     pub session_token_sha256: &'a str,
     /// The first certificate.
-    pub certificate: &'a NewCertificate,
+    pub certificate: &'a Issued,
     /// The machine's name.
     pub hostname: &'a str,
     /// The program's version.
