@@ -16,6 +16,8 @@ mod block_store;
 
 mod book;
 
+mod directory;
+
 mod eviction;
 
 mod keeper;
@@ -39,6 +41,7 @@ use satellite_shared::gap::{Lost, Reason};
 use satellite_shared::id::Epoch;
 use satellite_shared::ranges::Ranges;
 use satellite_shared::wire::to_relay::Stream;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use keeper::{Command, Keeper};
@@ -117,7 +120,7 @@ pub struct Committed {
 }
 
 /// Numbered records that went before they were acknowledged, not yet explained by a gap.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loss {
     /// Whose numbers, and which.
     pub lost: Lost,
@@ -233,6 +236,12 @@ pub enum CommitError {
     #[error("the buffer is degraded: {why}")]
     Degraded {
         /// Why, and what to do.
+        why: String,
+    },
+    /// The store was damaged while it was open, and this epoch can't be continued: the program must start again.
+    #[error("the buffer was damaged: {why}")]
+    Damaged {
+        /// What was lost.
         why: String,
     },
     /// The commit breaks a rule; it will never be stored.
@@ -367,3 +376,6 @@ impl Buffer {
         answered.await.ok()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,315 @@
-//! To be written.
+//! What can be read back from a store that no longer opens: every whole frame, found by a raw scan of its file.
+//!
+//! sled writes values as they are, so frames lie in the file whole, together with older copies and with what was
+//! deleted but not yet overwritten. Frames that the relay already has may therefore come back: it drops them.
+//! Where the chain of due counts shows that something is missing, that is a loss.
+//!
+//! `plan` is pure; `scan` reads, `write` fills an empty store.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use satellite_shared::gap::{Lost, Reason};
+use satellite_shared::id::Epoch;
+use satellite_shared::limits;
+use satellite_shared::wire::block::{self, FrameKind, Header};
+
+use super::block_store::{self, BlockStore, Changes, HEAD_KEY, StoreError};
+use super::book::{Book, Descriptor, Head, Held};
+use super::mark::Mark;
+use super::{Loss, Place, meta};
+
+const WINDOW_BYTES: usize = 1 << 20;
+const SECTOR_BYTES: usize = 4 << 10;
+/// How much is written to the new store at once.
+const BATCH_BYTES: u64 = 256 << 10;
+/// The longest thing that is looked for.
+const LONGEST_BYTES: usize = limits::BLOCK_BYTES_MAX;
+
+/// A whole frame and where it lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Found {
+    header: Header,
+    offset: u64,
+    len: usize,
+}
+
+/// What a scan found.
+#[derive(Debug, Default)]
+pub(super) struct Finds {
+    frames: BTreeMap<(Epoch, bool, u64), Found>,
+    metas: BTreeMap<Vec<u8>, (u64, Vec<u8>)>,
+}
+
+/// An opening as it will be.
+#[derive(Debug)]
+pub(super) struct Rescued {
+    descriptor: Descriptor,
+    series: Vec<Found>,
+    blocks: Vec<Found>,
+}
+
+/// A store as it will be.
+#[derive(Debug)]
+pub(super) struct Rescue {
+    book: Book,
+    openings: Vec<Rescued>,
+}
+
+impl Rescue {
+    /// How many blocks were found.
+    pub(super) fn blocks(&self) -> usize {
+        self.openings.iter().map(|opening| opening.blocks.len()).sum()
+    }
+
+    /// How many losses are not explained yet.
+    pub(super) fn losses(&self) -> usize {
+        self.book.losses.len()
+    }
+}
+
+/// Looks through a file; sectors that can't be read are passed over.
+pub(super) fn scan(file: &File) -> io::Result<Finds> {
+    let len = file.metadata()?.len();
+    let mut finds = Finds::default();
+    let mut window = vec![0u8; WINDOW_BYTES + LONGEST_BYTES];
+    let mut at = 0u64;
+    while at < len {
+        let read = read_around_holes(file, at, &mut window);
+        if read == 0 {
+            break;
+        }
+        // What begins in the window's tail is looked at again, whole, from the next window on.
+        let begins = read.min(WINDOW_BYTES);
+        finds.search(&window[..read], begins, at);
+        at += begins as u64;
+    }
+    Ok(finds)
+}
+
+fn read_around_holes(file: &File, at: u64, window: &mut [u8]) -> usize {
+    let mut read = 0;
+    while read < window.len() {
+        match file.read_at(&mut window[read..], at + read as u64) {
+            Ok(0) => break,
+            Ok(bytes) => read += bytes,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => {
+                let hole = SECTOR_BYTES.min(window.len() - read);
+                window[read..read + hole].fill(0);
+                read += hole;
+            }
+        }
+    }
+    read
+}
+
+impl Finds {
+    fn search(&mut self, bytes: &[u8], begins: usize, at: u64) {
+        let mut n = 0;
+        while n < begins {
+            let Some(next) = bytes[n..begins].iter().position(|byte| *byte == b'S') else { return };
+            n += next;
+            n += self.take(&bytes[n..], at + n as u64).unwrap_or(1);
+        }
+    }
+
+    /// Takes in what these bytes begin with; its length.
+    fn take(&mut self, bytes: &[u8], offset: u64) -> Option<usize> {
+        if !bytes.starts_with(b"SAT") {
+            return None;
+        }
+        if let Some((meta, len)) = meta::read_first(bytes) {
+            let newest = self.metas.get(meta.key).is_none_or(|(counter, _)| *counter <= meta.counter);
+            if newest {
+                self.metas.insert(meta.key.to_vec(), (meta.counter, meta.payload.to_vec()));
+            }
+            return Some(len);
+        }
+        let len = block::frame_len(bytes)?;
+        let header = block::header(&bytes[..len]).ok()?;
+        let key = (header.epoch, header.kind == FrameKind::Series, header.first_seq);
+        let newest = self.frames.get(&key).is_none_or(|found| found.header.made.mono_ms <= header.made.mono_ms);
+        if newest {
+            self.frames.insert(key, Found { header, offset, len });
+        }
+        Some(len)
+    }
+
+    fn descriptors(&self) -> BTreeMap<Epoch, Descriptor> {
+        let read = |(_, payload): &(u64, Vec<u8>)| serde_json::from_slice::<Descriptor>(payload).ok();
+        let openings = self.metas.range(b"o".to_vec()..b"p".to_vec());
+        openings.filter_map(|(_, value)| read(value)).map(|descriptor| (descriptor.epoch, descriptor)).collect()
+    }
+
+    fn head(&self) -> Option<(u64, Head)> {
+        let (counter, payload) = self.metas.get(HEAD_KEY)?;
+        Some((*counter, Head::decode(payload)?))
+    }
+
+    fn losses(&self, head: &Head) -> BTreeMap<u64, Loss> {
+        let read = |ordinal: u64| {
+            let (_, payload) = self.metas.get(&block_store::loss_key(ordinal))?;
+            Some((ordinal, serde_json::from_slice(payload).ok()?))
+        };
+        // The head comes from a damaged file, though its checksum was right: no endless range.
+        (head.loss_first..head.loss_next).take(self.metas.len()).filter_map(read).collect()
+    }
+
+    fn notes(&self, head: &Head) -> Option<Vec<Vec<u8>>> {
+        let pieces = usize::try_from(head.notes_pieces).ok().filter(|pieces| *pieces <= self.metas.len())?;
+        let piece = |n| self.metas.get(&block_store::notes_key(n)).map(|(_, payload)| payload.clone());
+        (0..pieces).map(piece).collect()
+    }
+}
+
+/// The store that these finds amount to. New losses are numbered from `loss_next` on, or higher.
+pub(super) fn plan(finds: &Finds, mark: Option<&Mark>, loss_next: u64) -> Rescue {
+    let (counter, mut head) = finds.head().unwrap_or_default();
+    let mut book = Book { counter: counter + 1, losses: finds.losses(&head), ..Book::default() };
+    book.notes = finds.notes(&head).unwrap_or_default();
+    head.notes_pieces = book.notes.len() as u64;
+    head.loss_next = head.loss_next.max(loss_next);
+    book.head = head;
+
+    let mut openings = rescued_openings(finds);
+    for opening in &mut openings {
+        let tail = (opening.descriptor.opening == head.opening).then_some(&head);
+        let mark = mark.filter(|mark| mark.epoch == opening.descriptor.epoch);
+        for loss in holes(opening, tail, mark) {
+            book.losses.insert(book.head.loss_next, loss);
+            book.head.loss_next += 1;
+        }
+        let number = opening.descriptor.opening;
+        if number > book.head.opening {
+            // The head was lost: the newest opening is what was found of it.
+            let last = opening.blocks.last().map(|found| found.header);
+            book.head.opening = number;
+            book.head.last_seq = last.map_or(0, |header| header.last_seq());
+            book.head.due_through = last.map_or(0, |header| header.due_through());
+            book.head.next_series = opening.series.last().map_or(0, |found| found.header.last_seq() + 1);
+        }
+        book.openings.insert(number, Held::new(opening.descriptor.clone()));
+    }
+    book.head.loss_first = book.losses.keys().next().copied().unwrap_or(book.head.loss_next);
+    Rescue { book, openings }
+}
+
+fn rescued_openings(finds: &Finds) -> Vec<Rescued> {
+    let mut descriptors = finds.descriptors();
+    let mut frames: BTreeMap<Epoch, (Vec<Found>, Vec<Found>)> = BTreeMap::new();
+    for ((epoch, is_series, _), found) in &finds.frames {
+        let (series, blocks) = frames.entry(*epoch).or_default();
+        if *is_series { series.push(*found) } else { blocks.push(*found) }
+    }
+    let newest = descriptors.values().map(|descriptor| descriptor.opening).max();
+    let mut next = newest.map_or(1, |newest| newest.saturating_add(1));
+    let mut unknown: Vec<(i64, Epoch)> = frames
+        .iter()
+        .filter(|(epoch, _)| !descriptors.contains_key(epoch))
+        .map(|(epoch, (_, blocks))| (blocks.iter().map(|found| found.header.made.wall_ms).min().unwrap_or(0), *epoch))
+        .collect();
+    unknown.sort_unstable();
+    for (opened_ms, epoch) in unknown {
+        descriptors.insert(epoch, Descriptor { opening: next, epoch, boot_id: String::new(), opened_ms });
+        next = next.saturating_add(1);
+    }
+    let mut openings: Vec<Rescued> = descriptors
+        .into_values()
+        .map(|descriptor| {
+            let (series, mut blocks) = frames.remove(&descriptor.epoch).unwrap_or_default();
+            drop_overlaps(&mut blocks);
+            Rescued { descriptor, series, blocks }
+        })
+        .filter(|opening| !opening.blocks.is_empty() || newest == Some(opening.descriptor.opening))
+        .collect();
+    openings.sort_by_key(|opening| opening.descriptor.opening);
+    openings
+}
+
+fn drop_overlaps(blocks: &mut Vec<Found>) {
+    let mut last_seq = 0;
+    blocks.retain(|found| {
+        let apart = found.header.first_seq > last_seq;
+        if apart {
+            last_seq = found.header.last_seq();
+        }
+        apart
+    });
+}
+
+/// What is missing between the blocks of an opening, and after them up to its head.
+fn holes(opening: &Rescued, head: Option<&Head>, mark: Option<&Mark>) -> Vec<Loss> {
+    let epoch = opening.descriptor.epoch;
+    let held_seq = mark.map_or(1, |mark| mark.held_seq);
+    let loss = |first_seq: u64, last_seq: u64, due_before: u64, due_through: u64, from_ms: i64, to_ms: i64| {
+        let real = first_seq <= last_seq && last_seq >= held_seq;
+        real.then(|| Loss {
+            lost: Lost { epoch, first_seq, last_seq, due_through },
+            count: due_through.saturating_sub(due_before),
+            from_ms: from_ms.min(to_ms),
+            to_ms: from_ms.max(to_ms),
+            reason: Reason::Corrupt,
+        })
+    };
+    let between = opening.blocks.windows(2).filter_map(|pair| {
+        let (a, b) = (pair[0].header, pair[1].header);
+        let (from_ms, to_ms) = (a.made.wall_ms, b.made.wall_ms);
+        loss(a.last_seq() + 1, b.first_seq - 1, a.due_through(), b.due_before, from_ms, to_ms)
+    });
+    let mut losses: Vec<Loss> = between.collect();
+    if let Some(head) = head {
+        let tail = match (opening.blocks.last(), mark) {
+            (Some(found), _) => {
+                let (last, made_ms) = (found.header, found.header.made.wall_ms);
+                loss(last.last_seq() + 1, head.last_seq, last.due_through(), head.due_through, made_ms, made_ms)
+            }
+            (None, Some(mark)) => {
+                let (at_ms, before) = (mark.wall_ms, mark.held_due_before);
+                loss(mark.held_seq, head.last_seq, before, head.due_through, at_ms, at_ms)
+            }
+            // Nothing of it was found and nobody says that there was something: all had been acknowledged.
+            (None, None) => None,
+        };
+        losses.extend(tail);
+    }
+    losses
+}
+
+/// Fills an empty store.
+pub(super) fn write(rescue: &Rescue, file: &File, store: &BlockStore) -> Result<(), StoreError> {
+    let mut changes = Changes::default();
+    for opening in &rescue.openings {
+        let number = opening.descriptor.opening;
+        for found in &opening.series {
+            changes.put(block_store::series_key(number, found.header.first_seq), found.read(file)?);
+            flush_when_large(&mut changes, store)?;
+        }
+        for found in &opening.blocks {
+            let place = Place { opening: number, seq: found.header.first_seq };
+            changes.put(block_store::block_key(place), found.read(file)?);
+            flush_when_large(&mut changes, store)?;
+        }
+    }
+    rescue.book.put_all_small(&mut changes);
+    store.apply(changes)?;
+    store.flush()
+}
+
+fn flush_when_large(changes: &mut Changes, store: &BlockStore) -> Result<(), StoreError> {
+    if changes.bytes() < BATCH_BYTES {
+        return Ok(());
+    }
+    store.apply(std::mem::take(changes))?;
+    store.flush()
+}
+
+impl Found {
+    fn read(&self, file: &File) -> Result<Vec<u8>, StoreError> {
+        let mut frame = vec![0; self.len];
+        file.read_exact_at(&mut frame, self.offset)?;
+        Ok(frame)
+    }
+}

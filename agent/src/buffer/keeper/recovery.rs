@@ -1,0 +1,329 @@
+//! Getting the store, and getting it back: from a full disk, after an error, out of a damaged directory.
+//!
+//! A new start begins an opening; a store that was lost while the program ran is made to say what was last
+//! acknowledged, so that the epoch goes on.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use satellite_shared::wire::block;
+
+use super::super::ballast::{Ballast, Room};
+use super::super::block_store::{self, BlockStore, Changes, StoreError};
+use super::super::book::{self, Book, Head, Held};
+use super::super::directory::{self, Directory, DirectoryError};
+use super::super::mark::Mark;
+use super::super::{Health, Loss, OpenError, Place, ReadError, salvage};
+use super::{EMPTY_FILE_BYTES_MAX, FORGOTTEN_PER_BATCH, Keeper, RETRY_MS, Refusal, series_of};
+
+impl Keeper {
+    /// The store is there, or was asked for again if it was time.
+    pub(super) fn ensure(&mut self) -> Result<(), String> {
+        if self.store.is_some() {
+            return Ok(());
+        }
+        let why = match &self.health {
+            Health::Degraded { why, .. } => why.clone(),
+            Health::Healthy => "the store is not open".into(),
+        };
+        if self.clock.now().mono_ms.saturating_sub(self.tried_mono_ms) < RETRY_MS {
+            return Err(why);
+        }
+        self.try_again()
+    }
+
+    fn try_again(&mut self) -> Result<(), String> {
+        self.tried_mono_ms = self.clock.now().mono_ms;
+        let why = match self.establish() {
+            Ok(()) => {
+                tracing::info!(dir = %self.settings.dir.display(), "the buffer's store is open again");
+                self.publish();
+                return Ok(());
+            }
+            Err(Refusal::Final(error)) => error.to_string(),
+            Err(Refusal::Later(why)) => why,
+        };
+        self.degrade(why.clone());
+        self.publish();
+        Err(why)
+    }
+
+    pub(super) fn read_failed(&mut self, error: StoreError) -> ReadError {
+        let why = error.to_string();
+        self.fail(error);
+        ReadError::Degraded { why }
+    }
+
+    /// After an error nothing that sled holds in memory counts: the store is opened anew.
+    pub(super) fn fail(&mut self, error: StoreError) {
+        tracing::error!(%error, "the buffer's store failed: opening it again");
+        self.degrade(error.to_string());
+        if let Some(store) = self.store.take() {
+            store.discard();
+        }
+        self.unflushed = 0;
+        if let Err(why) = self.try_again() {
+            tracing::warn!(why, "the buffer's store can't be opened now; tried again every 30 s");
+        }
+    }
+
+    pub(super) fn establish(&mut self) -> Result<(), Refusal> {
+        if self.directory.is_none() {
+            let claimed = Directory::claim(&self.settings.dir).map_err(|error| self.refusal(error))?;
+            self.directory = Some(claimed);
+        }
+        let mark = Mark::read(&self.settings.dir);
+        let (store, found) = self.obtain(mark.as_ref()).map_err(|error| self.refusal(error.into()))?;
+        self.store = Some(store);
+        let settled = if self.begun { self.reconcile(found) } else { self.begin(found, mark.as_ref()) };
+        if let Err(error) = settled {
+            if let Some(store) = self.store.take() {
+                store.discard();
+            }
+            return Err(Refusal::Later(error.to_string()));
+        }
+        if let Ok(room) = Room::at(&self.settings.dir) {
+            let floor = room.floor(self.settings.free_min_bytes, self.settings.free_min_percent);
+            Ballast::of(&self.settings.dir).make(room, floor);
+        }
+        Ok(())
+    }
+
+    fn refusal(&self, error: DirectoryError) -> Refusal {
+        let dir = self.settings.dir.clone();
+        match error {
+            DirectoryError::Newer(found) => Refusal::Final(OpenError::Newer { dir, found, known: directory::FORMAT }),
+            DirectoryError::Locked | DirectoryError::Store(StoreError::Locked) => {
+                Refusal::Final(OpenError::Locked { dir })
+            }
+            DirectoryError::Store(StoreError::Io(source))
+                if matches!(
+                    source.kind(),
+                    ErrorKind::PermissionDenied | ErrorKind::NotADirectory | ErrorKind::AlreadyExists
+                ) =>
+            {
+                Refusal::Final(OpenError::Unusable { dir, source })
+            }
+            DirectoryError::Store(error) => Refusal::Later(error.to_string()),
+        }
+    }
+
+    /// The store, read once; on a full disk with the ballast's help, after damage what could be salvaged.
+    fn obtain(&self, mark: Option<&Mark>) -> Result<(BlockStore, Option<Book>), StoreError> {
+        let dir = &self.settings.dir;
+        let mut opened = open_and_load(dir);
+        if matches!(opened, Err(StoreError::Full(_))) && Ballast::of(dir).drop_it() {
+            tracing::warn!(dir = %dir.display(), "the disk is full: the ballast was thrown off to open the buffer");
+            opened = open_and_load(dir);
+        }
+        let Err(StoreError::Damaged(why)) = opened else { return opened };
+        tracing::error!(dir = %dir.display(), why, "the buffer is damaged: what is whole in it is salvaged");
+        let mut salvaged = self.salvage(mark);
+        if matches!(salvaged, Err(StoreError::Full(_))) && Ballast::of(dir).drop_it() {
+            salvaged = self.salvage(mark);
+        }
+        if salvaged.is_err()
+            && let Some(directory) = &self.directory
+        {
+            directory.unstage();
+        }
+        salvaged
+    }
+
+    fn salvage(&self, mark: Option<&Mark>) -> Result<(BlockStore, Option<Book>), StoreError> {
+        let directory = self.directory.as_ref().expect("claimed before anything is opened");
+        let file = match std::fs::File::open(directory.path().join("db")) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => std::fs::File::open("/dev/null")?,
+            Err(error) => return Err(error.into()),
+        };
+        let finds = salvage::scan(&file)?;
+        let rescue = salvage::plan(&finds, mark, self.book.head.loss_next);
+        let staged = BlockStore::open(&directory.stage()?)?;
+        let written = salvage::write(&rescue, &file, &staged);
+        staged.discard();
+        written?;
+        Ballast::of(directory.path()).drop_it();
+        let aside = directory.set_aside(self.clock.now().wall_ms)?;
+        tracing::warn!(
+            blocks = rescue.blocks(),
+            losses = rescue.losses(),
+            aside = %aside.display(),
+            "the damaged buffer was set aside; its whole blocks will be sent, the rest is explained"
+        );
+        self.limit(&aside);
+        open_and_load(directory.path())
+    }
+
+    /// A directory set aside must not cost the room that the buffer needs.
+    fn limit(&self, aside: &Path) {
+        let bytes = std::fs::metadata(aside.join("db")).map_or(0, |meta| meta.len());
+        let short = Room::at(aside)
+            .is_ok_and(|room| room.free < room.floor(self.settings.free_min_bytes, self.settings.free_min_percent));
+        if short || bytes > self.settings.bytes_max.saturating_mul(2).max(EMPTY_FILE_BYTES_MAX) {
+            tracing::warn!(aside = %aside.display(), "removed, since the disk is short of room");
+            if let Err(error) = directory::remove_dir_if_there(aside) {
+                tracing::warn!(%error, "the damaged buffer could not be removed");
+            }
+        }
+    }
+
+    /// Writes this opening into a store that was just opened.
+    fn begin(&mut self, found: Option<Book>, mark: Option<&Mark>) -> Result<(), StoreError> {
+        let mut book = found.unwrap_or_default();
+        let mut changes = Changes::default();
+        let missing = mark.and_then(|mark| mark.missing(&book.head));
+        let newest = book.openings.keys().next_back().copied().unwrap_or(0).max(book.head.opening);
+        self.descriptor.opening = newest.max(mark.map_or(0, |mark| mark.opening)).saturating_add(1);
+        book.counter += 1;
+        book.head.opening = self.descriptor.opening;
+        (book.head.last_seq, book.head.due_through, book.head.next_series) = (0, 0, 0);
+        if let Some(loss) = missing {
+            tracing::error!(?loss, "the buffer lost the end of what it had committed");
+            book.put_loss(loss, &mut changes);
+        }
+        book.put_small(&block_store::opening_key(self.descriptor.opening), &self.descriptor, &mut changes);
+        book.openings.insert(self.descriptor.opening, Held::new(self.descriptor.clone()));
+        let store = self.store.as_mut().expect("set by the caller");
+        book.drop_finished(store, &mut changes)?;
+        book.put_head(&mut changes);
+        store.apply(changes)?;
+        store.flush_checked()?;
+        directory::sync_dir(&self.settings.dir)?;
+        self.late_notes = book.notes();
+        self.book = book;
+        self.last = Place { opening: self.descriptor.opening, seq: 0 };
+        self.begun = true;
+        Ok(())
+    }
+
+    /// Makes a store that was opened again say what was last acknowledged.
+    fn reconcile(&mut self, found: Option<Book>) -> Result<(), StoreError> {
+        let mut book = found.unwrap_or_default();
+        let acked = &self.book;
+        let opening = self.descriptor.opening;
+        let missing = self.mark.as_ref().and_then(|mark| mark.missing(&book.head));
+        let mut changes = Changes::default();
+        book.counter = book.counter.max(acked.counter) + 1;
+
+        let found_losses = std::mem::take(&mut book.losses);
+        let new = found_losses.iter().filter(|(ordinal, _)| **ordinal >= acked.head.loss_next);
+        let mut losses: BTreeMap<u64, Loss> = acked.losses.clone();
+        losses.extend(new.map(|(ordinal, loss)| (*ordinal, loss.clone())));
+        for ordinal in found_losses.keys().filter(|ordinal| !losses.contains_key(ordinal)) {
+            changes.remove(block_store::loss_key(*ordinal));
+        }
+        let loss_next = book.head.loss_next.max(acked.head.loss_next);
+        book.head = Head { loss_next, ..acked.head };
+        book.head.loss_first = losses.keys().next().copied().unwrap_or(loss_next);
+        for (ordinal, loss) in &losses {
+            book.put_small(&block_store::loss_key(*ordinal), loss, &mut changes);
+        }
+        book.losses = losses;
+        if let Some(loss) = missing {
+            tracing::error!(?loss, "the buffer lost the end of what it had committed");
+            book.put_loss(loss, &mut changes);
+        }
+
+        let store = self.store.as_mut().expect("set by the caller");
+        let held = book.openings.entry(opening).or_insert_with(|| Held::new(self.descriptor.clone()));
+        let from = Place { opening, seq: acked.head.last_seq.saturating_add(1) };
+        for item in store.blocks(from, Place { opening: opening.saturating_add(1), seq: 0 }) {
+            let (place, frame) = item?;
+            held.subtract(&book::header_at(place, &frame)?, frame.len());
+            changes.remove(block_store::block_key(place));
+        }
+        self.broken = trim_series(store, opening, acked.head.next_series, held, &mut changes)?;
+        book.put_small(&block_store::opening_key(opening), &self.descriptor, &mut changes);
+        book.put_notes(acked.notes.clone(), true, &mut changes);
+        book.put_head(&mut changes);
+        store.apply(changes)?;
+        store.flush_checked()?;
+        self.book = book;
+        Ok(())
+    }
+
+    /// Begins a new directory in place of a long and empty one.
+    pub(super) fn recreate(&mut self) {
+        let before = self.store.as_ref().map_or(0, BlockStore::file_bytes);
+        match self.build_replacement() {
+            Ok(()) => {}
+            Err(error) => {
+                tracing::warn!(%error, "the empty buffer's file could not be replaced by a shorter one");
+                self.may_recreate = false;
+                if let Some(directory) = &self.directory {
+                    directory.unstage();
+                }
+                return;
+            }
+        }
+        if let Some(store) = self.store.take() {
+            store.discard();
+        }
+        let replaced = self.directory.as_ref().map_or(Ok(()), Directory::replace);
+        match replaced.map_err(StoreError::from).and_then(|()| BlockStore::open(&self.settings.dir)) {
+            Ok(store) => {
+                tracing::info!(file_bytes = before, "the empty buffer's file was replaced by a shorter one");
+                self.store = Some(store);
+                self.unflushed = 0;
+            }
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn build_replacement(&self) -> Result<(), StoreError> {
+        let (Some(directory), Some(store)) = (&self.directory, &self.store) else { return Ok(()) };
+        let new = BlockStore::open(&directory.stage()?)?;
+        let filled = self.fill(store, &new);
+        new.discard();
+        filled
+    }
+
+    fn fill(&self, store: &BlockStore, new: &BlockStore) -> Result<(), StoreError> {
+        let mut changes = Changes::default();
+        for item in store.scan(b"s", b"t") {
+            let (key, frame) = item?;
+            changes.put(key.to_vec(), frame.to_vec());
+            if changes.count() >= FORGOTTEN_PER_BATCH {
+                new.apply(std::mem::take(&mut changes))?;
+            }
+        }
+        self.book.put_all_small(&mut changes);
+        new.apply(changes)?;
+        new.flush()
+    }
+}
+
+fn open_and_load(dir: &Path) -> Result<(BlockStore, Option<Book>), StoreError> {
+    let store = BlockStore::open(dir)?;
+    match Book::load(&store) {
+        Ok(book) => Ok((store, book)),
+        Err(error) => {
+            store.discard();
+            Err(error)
+        }
+    }
+}
+
+/// Removes series beyond the acknowledged ones; why the acknowledged ones are not all there, if they are not.
+fn trim_series(
+    store: &BlockStore,
+    opening: u32,
+    next_series: u64,
+    held: &mut Held,
+    changes: &mut Changes,
+) -> Result<Option<String>, StoreError> {
+    let mut next = 0;
+    for frame in series_of(store, opening)? {
+        let header = block::header(&frame).map_err(|error| StoreError::Damaged(error.to_string()))?;
+        if header.first_seq >= next_series {
+            changes.remove(block_store::series_key(opening, header.first_seq));
+            held.series_bytes = held.series_bytes.saturating_sub(frame.len() as u64);
+        } else if header.first_seq == next {
+            next = header.last_seq() + 1;
+        }
+    }
+    let lacks = next != next_series;
+    Ok(lacks.then(|| "descriptors of series were lost with the damaged store: restart the satellite".into()))
+}
