@@ -14,6 +14,11 @@ pub mod prometheus;
 
 pub mod tcp;
 
+mod options;
+mod probe;
+#[cfg(test)]
+mod stage;
+
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;

@@ -1,0 +1,116 @@
+//! Where collectors are tested: a device built from its configuration, polled against real sockets on loopback.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use satellite_shared::clock::SystemClock;
+use satellite_shared::config::{Device, Document};
+use satellite_shared::metric::Series;
+
+use super::{Built, Context, Failure, Readings, all, series_of_key};
+use crate::policy::{Gate, Policy};
+
+/// A device that can be polled.
+pub(crate) struct Stage {
+    pub(crate) device: Device,
+    pub(crate) built: Built,
+}
+
+/// What one poll gave.
+pub(crate) struct Polled {
+    pub(crate) samples: Vec<(Series, f64)>,
+    pub(crate) missing: Vec<(String, Failure)>,
+    pub(crate) failure: Option<Failure>,
+}
+
+fn build(device: &str, loopback_ports: &[u16]) -> Result<Stage, String> {
+    let document = format!("[[device]]\nname = \"it\"\n{device}\n");
+    let (_, document) = Document::parse_text(&document).map_err(|problem| problem.to_string())?;
+    let Some(device) = document.devices.into_iter().next() else {
+        return Err(document.problems[0].to_string());
+    };
+    let policy = Policy::parse(&format!("loopback_ports = {loopback_ports:?}")).unwrap();
+    let gate = Arc::new(Gate::new(policy, Arc::new(SystemClock)));
+    let context = Context { gate, root: PathBuf::from("/") };
+    let kind = all().iter().find(|kind| kind.name == device.collector).unwrap();
+    let built = (kind.build)(&device, &context).map_err(|problem| problem.to_string())?;
+    Ok(Stage { device, built })
+}
+
+/// What is wrong with a device.
+pub(crate) fn problem(device: &str) -> String {
+    build(device, &[]).err().expect("a problem")
+}
+
+impl Stage {
+    /// The device of this TOML, where these ports of loopback may be polled.
+    pub(crate) fn new(device: &str, loopback_ports: &[u16]) -> Result<Self, String> {
+        build(device, loopback_ports)
+    }
+
+    pub(crate) async fn poll_all(&mut self) -> Polled {
+        let due: Vec<usize> = (0..self.built.metrics.len()).collect();
+        self.poll(&due).await
+    }
+
+    /// Polls as the frame does: no longer than the device's timeout.
+    pub(crate) async fn poll(&mut self, due: &[usize]) -> Polled {
+        let mut readings = Readings::default();
+        let polling = self.built.collector.poll(due, &mut readings);
+        let outcome = tokio::time::timeout(self.device.timeout, polling).await.expect("a collector ends by itself");
+        let samples = readings.iter().map(|r| (series_of_key(&self.device.name, r.key).unwrap(), r.value)).collect();
+        let missing = readings.failures().iter();
+        let missing = missing.map(|(at, why)| (self.built.metrics[*at].name.clone(), why.clone())).collect();
+        Polled { samples, missing, failure: outcome.err() }
+    }
+}
+
+impl Polled {
+    /// The value of the first series with this name.
+    pub(crate) fn value(&self, name: &str) -> Option<f64> {
+        self.samples.iter().find(|(series, _)| series.name == name).map(|(_, value)| *value)
+    }
+
+    /// Each series of a name as `label=value,…` with its value.
+    pub(crate) fn labelled(&self, name: &str) -> Vec<(String, f64)> {
+        let text =
+            |series: &Series| series.labels.iter().map(|(n, v)| format!("{n}={v}")).collect::<Vec<_>>().join(",");
+        self.samples.iter().filter(|(s, _)| s.name == name).map(|(s, value)| (text(s), *value)).collect()
+    }
+}
+
+/// A device on loopback that answers each connection as the test says.
+pub(crate) struct Peer {
+    pub(crate) port: u16,
+    pub(crate) visits: Arc<AtomicUsize>,
+}
+
+/// A device that reads a request's head and then does this with the connection.
+pub(crate) fn peer(answer: impl Fn(&str, &mut TcpStream) + Send + 'static) -> Peer {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let visits = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&visits);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            counted.fetch_add(1, Ordering::SeqCst);
+            let mut head = Vec::new();
+            let mut byte = [0];
+            while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|read| read == 1) {
+                head.push(byte[0]);
+            }
+            answer(&String::from_utf8_lossy(&head), &mut stream);
+        }
+    });
+    Peer { port, visits }
+}
+
+/// A device that always says this, and closes.
+pub(crate) fn saying(answer: impl Into<Vec<u8>>) -> Peer {
+    let answer = answer.into();
+    peer(move |_, stream| drop(stream.write_all(&answer)))
+}
