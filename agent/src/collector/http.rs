@@ -1,20 +1,518 @@
-//! `http`: to be written.
+//! `http`: asks a device by HTTP, reads numbers out of its JSON, and tells how the request went.
+//!
+//! Metrics that are due together are one request. How it went (`probe_success` and its kin, named as blackbox_exporter
+//! names them) is a metric of its own called `probe`, on the device's schedule; a device that lists no metrics is that
+//! alone. A device that fails is an answer of the probe, and a gap with the exact reason for each number.
 
-use satellite_shared::config::{Device, Problem};
+pub(crate) mod client;
+mod path;
+pub(crate) mod target;
+pub(crate) mod trust;
 
-use super::{Built, Collector, CollectorKind, Context, Poll, Readings, whole};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use satellite_shared::config::{Device, Metric, Problem};
+use satellite_shared::gap::Reason;
+use satellite_shared::limits;
+use satellite_shared::metric::{Kind, is_label_name, is_metric_name};
+use serde::Deserialize;
+use serde_json::Value;
+
+use self::client::{Answer, Client};
+use self::path::Path;
+use self::target::Target;
+use self::trust::Trust;
+use super::probe::{self, Stopwatch};
+use super::{Built, Collector, CollectorKind, Context, Failure, Family, Poll, Readings, options, whole};
+use crate::policy::{Gate, Method};
 
 /// `collector = "http"`.
 pub const KIND: CollectorKind = CollectorKind { name: "http", build };
 
-fn build(device: &Device, _context: &Context) -> Result<Built, Problem> {
-    Ok(Built { collector: Box::new(Http), metrics: whole(device) })
+/// A device's answer.
+const BODY_BYTES_MAX: usize = 1 << 20;
+/// The metric that tells how the request went, where others are listed.
+const PROBE: &str = "probe";
+const ACCEPT: &str = "application/json, */*;q=0.5";
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Options {
+    url: String,
+    #[serde(default)]
+    method: Method,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    #[serde(default = "verify")]
+    tls: String,
 }
 
-struct Http;
+pub(super) fn verify() -> String {
+    "verify".into()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MetricOptions {
+    path: String,
+    #[serde(default)]
+    kind: NumberKind,
+    #[serde(default)]
+    unit: String,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    #[serde(default = "unscaled")]
+    scale: f64,
+}
+
+fn unscaled() -> f64 {
+    1.0
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum NumberKind {
+    #[default]
+    Gauge,
+    Counter,
+}
+
+fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
+    let path = format!("device.{}", device.name);
+    let options: Options = options::read(&device.options, &path)?;
+    let client = client(&path, &options.url, &options.headers, &options.tls)?;
+    let policy = context.gate.policy();
+    policy
+        .permits_method(options.method)
+        .map_err(|refusal| options::problem(&format!("{path}.method"), refusal.to_string()))?;
+    if options.method == Method::Head && !device.metrics.is_empty() {
+        let reason = "HEAD has no body to read metrics from: use GET, or remove the [[device.metric]] tables";
+        return Err(options::problem(&format!("{path}.method"), reason));
+    }
+    let numbers = device.metrics.iter().map(|metric| Number::parse(metric, &path)).collect::<Result<Vec<_>, _>>()?;
+    let mut metrics = device.metrics.clone();
+    let probe = metrics.len();
+    metrics.extend(whole(device));
+    if probe > 0 {
+        metrics[probe].name = PROBE.into();
+    }
+    let gate = Arc::clone(&context.gate);
+    let limit = probe::limit(device.timeout);
+    let http = Http { gate, client, method: options.method, numbers, probe, limit };
+    Ok(Built { collector: Box::new(http), metrics })
+}
+
+/// What `http` and `prometheus` have in common: a URL, headers, and whom to trust.
+pub(super) fn client(path: &str, url: &str, headers: &BTreeMap<String, String>, tls: &str) -> Result<Client, Problem> {
+    let at = |key: &str, reason: String| options::problem(&format!("{path}.{key}"), reason);
+    let target = Target::parse(url).map_err(|reason| at("url", reason))?;
+    let headers = target::headers(headers).map_err(|(name, reason)| at(&format!("headers.{name}"), reason))?;
+    let trust = Trust::parse(tls).map_err(|reason| at("tls", reason))?;
+    Ok(Client::new(target, headers, trust))
+}
+
+/// One number of a device's JSON.
+struct Number {
+    name: String,
+    path: Path,
+    kind: NumberKind,
+    unit: String,
+    labels: Vec<(String, String)>,
+    scale: f64,
+}
+
+impl Number {
+    fn parse(metric: &Metric, device: &str) -> Result<Self, Problem> {
+        let shown: String = metric.name.chars().take(80).collect();
+        let at = format!("{device}.metric.{shown}");
+        let within = |key: &str, reason: &str| options::problem(&format!("{at}.{key}"), reason);
+        if !is_metric_name(&metric.name) {
+            return Err(within("name", "a metric's name is letters, digits, `_` and `:`, and begins with no digit"));
+        }
+        if metric.name == PROBE {
+            return Err(within("name", "`probe` is the metric that tells how the request went: take another name"));
+        }
+        let options: MetricOptions = options::read(&metric.options, &at)?;
+        let path = Path::parse(&options.path).map_err(|reason| within("path", &reason))?;
+        if !(options.unit.is_empty() || options.unit.len() <= 64 && is_metric_name(&options.unit)) {
+            return Err(within("unit", "a unit is a word such as \"watts\" or \"celsius\""));
+        }
+        if !options.scale.is_finite() {
+            return Err(within("scale", "a scale is a finite number"));
+        }
+        for (name, value) in &options.labels {
+            let key = format!("labels.{}", name.chars().take(80).collect::<String>());
+            if !is_label_name(name) || name.starts_with("__") || value.len() > limits::NAME_BYTES_MAX {
+                return Err(within(&key, "not a label name, or a value of over 256 bytes"));
+            }
+            if name == "index" && !path.is_single() {
+                return Err(within(&key, "the path gives this label itself: take another name"));
+            }
+        }
+        let labels = options.labels.into_iter().collect();
+        Ok(Self {
+            name: metric.name.clone(),
+            path,
+            kind: options.kind,
+            unit: options.unit,
+            labels,
+            scale: options.scale,
+        })
+    }
+
+    fn read(&self, metric: usize, document: &Value, readings: &mut Readings) -> Result<(), Failure> {
+        let numbers = self.path.numbers(document).map_err(|detail| Failure::new(Reason::BadAnswer, detail))?;
+        let kind = match self.kind {
+            NumberKind::Gauge => Kind::Gauge,
+            NumberKind::Counter => Kind::Counter,
+        };
+        let family = Family { name: &self.name, kind, unit: &self.unit };
+        for (index, value) in numbers {
+            let mut labels: Vec<(&str, &str)> = self.labels.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+            if !self.path.is_single() {
+                labels.push(("index", &index));
+            }
+            readings.sample(metric, family, &labels, value * self.scale);
+        }
+        Ok(())
+    }
+}
+
+struct Http {
+    gate: Arc<Gate>,
+    client: Client,
+    method: Method,
+    numbers: Vec<Number>,
+    /// Index of the metric that tells how the request went; those before it are the numbers.
+    probe: usize,
+    limit: Duration,
+}
+
+/// How far a request came.
+#[derive(Default)]
+struct Seen {
+    lookup_seconds: f64,
+    used: Option<SocketAddr>,
+    status: u16,
+    version: f64,
+    content_length: Option<u64>,
+    encoded: Option<Failure>,
+}
+
+impl Http {
+    async fn probe(&mut self, due: &[usize], readings: &mut Readings) -> Result<(), Failure> {
+        let watch = Stopwatch::start();
+        let mut seen = Seen::default();
+        let limit = self.limit;
+        let outcome = probe::within(limit, self.exchange(&mut seen)).await;
+        let seconds = watch.seconds();
+        let outcome = match outcome {
+            Err(failure) if probe::was_not_tried(&failure) => return Err(failure),
+            outcome => outcome,
+        };
+        if due.contains(&self.probe) {
+            probe::report(readings, self.probe, outcome.is_ok(), seconds);
+            self.report(&seen, readings);
+        }
+        let document = match (outcome, seen.encoded) {
+            (Ok(_), Some(failure)) | (Err(failure), _) => Err(failure),
+            (Ok(body), None) => document(&body),
+        };
+        for &metric in due {
+            let Some(number) = self.numbers.get(metric) else { continue };
+            let read = match &document {
+                Err(failure) => Err(failure.clone()),
+                Ok(_) if watch.seconds() > limit.as_secs_f64() => {
+                    Err(Failure::new(Reason::Timeout, "the answer came too late to read all of it"))
+                }
+                Ok(document) => number.read(metric, document, readings),
+            };
+            if let Err(failure) = read {
+                readings.missing(metric, failure);
+            }
+            // A large answer and many paths: others get their turn between.
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+
+    async fn exchange(&mut self, seen: &mut Seen) -> Result<Vec<u8>, Failure> {
+        let watch = Stopwatch::start();
+        self.client.resolve(&self.gate).await?;
+        seen.lookup_seconds = watch.seconds();
+        let mut answer: Answer = self.client.send(self.method, ACCEPT).await?;
+        seen.used = answer.from();
+        seen.status = answer.status();
+        seen.version = answer.version();
+        seen.content_length = answer.content_length();
+        seen.encoded = answer.check_encoding().err();
+        answer.check_status()?;
+        answer.body(BODY_BYTES_MAX).await
+    }
+
+    /// What blackbox_exporter tells besides success and duration; 0 where the request did not come that far.
+    #[expect(clippy::cast_precision_loss, reason = "lengths and times far below 2^53")]
+    fn report(&self, seen: &Seen, readings: &mut Readings) {
+        probe::report_address(readings, self.probe, seen.lookup_seconds, seen.used);
+        let length = if seen.status == 0 { 0.0 } else { seen.content_length.map_or(-1.0, |bytes| bytes as f64) };
+        let mut add = |name, unit, value| readings.sample(self.probe, Family::gauge(name, unit), &[], value);
+        add("probe_http_status_code", "", f64::from(seen.status));
+        add("probe_http_content_length", "bytes", length);
+        add("probe_http_version", "", seen.version);
+        add("probe_http_ssl", "", f64::from(u8::from(self.client.is_https() && seen.status > 0)));
+        if let Some(expiry) = self.client.shown().and_then(|shown| shown.earliest_expiry) {
+            add("probe_ssl_earliest_cert_expiry", "seconds", expiry as f64);
+        }
+    }
+}
+
+fn document(body: &[u8]) -> Result<Value, Failure> {
+    serde_json::from_slice(body)
+        .map_err(|error| Failure::new(Reason::BadAnswer, format!("the answer is not JSON: {error}")))
+}
 
 impl Collector for Http {
-    fn poll<'a>(&'a mut self, _due: &'a [usize], _readings: &'a mut Readings) -> Poll<'a> {
-        Box::pin(async { Ok(()) })
+    fn poll<'a>(&'a mut self, due: &'a [usize], readings: &'a mut Readings) -> Poll<'a> {
+        Box::pin(self.probe(due, readings))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::atomic::Ordering;
+
+    use super::super::stage::{self, Polled, Stage};
+    use super::*;
+
+    const SHELLY: &str = r#"{"switch:0": {"apower": 12.5, "output": true, "aenergy": {"total": 1000}}, "phases": [{"v": "230.1"}, {"v": 231}]}"#;
+    const METRICS: &str = r#"
+[[device.metric]]
+name = "shelly_power_watts"
+path = "$['switch:0'].apower"
+unit = "watts"
+labels = { plug = "tv" }
+[[device.metric]]
+name = "shelly_energy_joules_total"
+path = "$['switch:0'].aenergy.total"
+kind = "counter"
+unit = "joules"
+scale = 3600.0
+[[device.metric]]
+name = "shelly_volts"
+path = "$.phases[*].v"
+[[device.metric]]
+name = "shelly_gone"
+path = "$.gone"
+"#;
+
+    fn ok(body: &str) -> String {
+        format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    }
+
+    fn stage(port: u16, more: &str) -> Stage {
+        let device = format!("collector = \"http\"\nurl = \"http://127.0.0.1:{port}/rpc\"\ntimeout = \"2s\"\n{more}");
+        Stage::new(&device, &[port]).unwrap()
+    }
+
+    fn reasons(polled: &Polled) -> Vec<Reason> {
+        polled.missing.iter().map(|(_, failure)| failure.reason).collect()
+    }
+
+    #[tokio::test]
+    async fn numbers_of_the_json_are_samples_and_what_is_not_there_is_told_alone() {
+        let device = stage::saying(ok(SHELLY));
+        let mut stage = stage(device.port, METRICS);
+        let names: Vec<_> = stage.built.metrics.iter().map(|metric| metric.name.clone()).collect();
+        assert_eq!(names[3..], ["shelly_gone", "probe"]);
+        let polled = stage.poll_all().await;
+        assert_eq!(polled.labelled("shelly_power_watts"), [("plug=tv".to_owned(), 12.5)]);
+        assert_eq!(polled.value("shelly_energy_joules_total"), Some(3_600_000.0));
+        let volts = [("index=0".to_owned(), 230.1), ("index=1".to_owned(), 231.0)];
+        assert_eq!(polled.labelled("shelly_volts"), volts);
+        let (series, _) = &polled.samples.iter().find(|(s, _)| s.name == "shelly_energy_joules_total").unwrap();
+        assert_eq!((series.kind, series.unit.as_str()), (Kind::Counter, "joules"));
+        assert_eq!(polled.missing.len(), 1);
+        assert!(polled.missing[0].0 == "shelly_gone" && polled.missing[0].1.detail.contains("nothing is there"));
+        for (name, value) in [
+            ("probe_success", 1.0),
+            ("probe_http_status_code", 200.0),
+            ("probe_http_version", 1.1),
+            ("probe_http_content_length", SHELLY.len() as f64),
+            ("probe_http_ssl", 0.0),
+            ("probe_ip_protocol", 4.0),
+        ] {
+            assert_eq!(polled.value(name), Some(value), "{name}");
+        }
+        assert_eq!(device.visits.load(Ordering::SeqCst), 1, "one request for all of them");
+    }
+
+    #[tokio::test]
+    async fn what_is_not_due_is_not_told() {
+        let device = stage::saying(ok(SHELLY));
+        let polled = stage(device.port, METRICS).poll(&[0]).await;
+        assert_eq!((polled.samples.len(), polled.missing.len()), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn a_device_without_metrics_is_its_probe() {
+        let device = stage::peer(|head, stream| {
+            assert!(
+                head.starts_with("HEAD /rpc HTTP/1.1\r\n") && head.contains("accept-encoding: identity\r\n"),
+                "{head}"
+            );
+            assert!(head.contains("x-room: attic\r\n") && head.contains("user-agent: satellite/"), "{head}");
+            drop(stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n"));
+        });
+        let mut stage = stage(device.port, "method = \"HEAD\"\nheaders = { X-Room = \"attic\" }");
+        assert_eq!((stage.built.metrics.len(), stage.built.metrics[0].name.as_str()), (1, ""));
+        let polled = stage.poll_all().await;
+        assert_eq!((polled.value("probe_success"), polled.value("probe_http_content_length")), (Some(1.0), Some(-1.0)));
+    }
+
+    async fn hostile(answer: impl Fn(&str, &mut std::net::TcpStream) + Send + 'static) -> Polled {
+        let device = stage::peer(answer);
+        stage(device.port, METRICS).poll_all().await
+    }
+
+    /// The probe is an answer, every number is a gap with this reason.
+    fn check(polled: &Polled, success: f64, status: f64, reason: Reason, detail: &str) {
+        assert_eq!(
+            (polled.value("probe_success"), polled.value("probe_http_status_code")),
+            (Some(success), Some(status))
+        );
+        assert_eq!(reasons(polled), [reason; 4]);
+        assert!(polled.missing[0].1.detail.contains(detail), "{}", polled.missing[0].1);
+    }
+
+    #[tokio::test]
+    async fn a_refused_connection_and_an_error_status_are_refusals() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        check(&stage(free, METRICS).poll_all().await, 0.0, 0.0, Reason::Refused, "connection refused");
+        let polled =
+            hostile(|_, stream| drop(stream.write_all(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"))).await;
+        check(&polled, 0.0, 503.0, Reason::Refused, "HTTP 503");
+    }
+
+    #[tokio::test]
+    async fn a_redirect_is_not_followed_and_its_target_is_told_without_its_query() {
+        let other = stage::saying(ok("{}"));
+        let to = format!("http://user:pw@127.0.0.1:{}/login?token=secret#x", other.port);
+        let answer = format!("HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n");
+        let polled = hostile(move |_, stream| drop(stream.write_all(answer.as_bytes()))).await;
+        check(&polled, 0.0, 302.0, Reason::BadAnswer, "/login: redirects are not followed");
+        assert!(!polled.missing[0].1.detail.contains("secret") && !polled.missing[0].1.detail.contains("pw"));
+        assert_eq!(other.visits.load(Ordering::SeqCst), 0);
+    }
+
+    #[tokio::test]
+    async fn a_silent_device_and_one_that_drips_are_timeouts() {
+        let silent = hostile(|_, _| std::thread::sleep(Duration::from_secs(5))).await;
+        check(&silent, 0.0, 0.0, Reason::Timeout, "no complete answer within 1s 900ms");
+        let drip = hostile(|_, stream| {
+            drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"));
+            while stream.write_all(b" ").is_ok() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        check(&drip.await, 0.0, 200.0, Reason::Timeout, "no complete answer");
+    }
+
+    #[tokio::test]
+    async fn a_body_without_end_and_headers_without_end_are_cut() {
+        let body = hostile(|_, stream| {
+            drop(stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n"));
+            while stream.write_all(&[b' '; 65_536]).is_ok() {}
+        });
+        check(&body.await, 0.0, 200.0, Reason::BadAnswer, "more than 1048576 bytes");
+        for header in ["X-A: ".to_owned() + &"v".repeat(60_000), "X-A: v".to_owned()] {
+            let polled = hostile(move |_, stream| {
+                drop(stream.write_all(b"HTTP/1.1 200 OK\r\n"));
+                while stream.write_all(format!("{header}\r\n").as_bytes()).is_ok() {}
+            });
+            check(&polled.await, 0.0, 0.0, Reason::BadAnswer, "not an HTTP answer");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_lies_about_itself_is_a_bad_answer() {
+        let cut =
+            hostile(|_, stream| drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n{\"a\": 1")));
+        check(&cut.await, 0.0, 200.0, Reason::BadAnswer, "ended too early");
+        let long =
+            hostile(|_, stream| drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{\"a\": 1}")));
+        check(&long.await, 1.0, 200.0, Reason::BadAnswer, "not JSON");
+        let gzip = hostile(|_, stream| {
+            drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}"));
+        });
+        check(&gzip.await, 1.0, 200.0, Reason::BadAnswer, "encoded (gzip)");
+        let ssh = hostile(|_, stream| drop(stream.write_all(b"SSH-2.0-OpenSSH_9\r\n")));
+        check(&ssh.await, 0.0, 0.0, Reason::BadAnswer, "not an HTTP answer");
+    }
+
+    #[tokio::test]
+    async fn garbage_and_json_bombs_are_bad_answers() {
+        for (body, detail) in [("<html>", "not JSON"), ("", "not JSON"), (&"[".repeat(100_000), "recursion limit")] {
+            let answer = ok(body);
+            let polled = hostile(move |_, stream| drop(stream.write_all(answer.as_bytes()))).await;
+            check(&polled, 1.0, 200.0, Reason::BadAnswer, detail);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_target_outside_the_policy_is_a_gap_and_nothing_is_sent() {
+        let device = stage::saying(ok("{}"));
+        for host in ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]"] {
+            let url = format!("collector = \"http\"\nurl = \"http://{host}:{}/\"", device.port);
+            let polled = Stage::new(&url, &[]).unwrap().poll_all().await;
+            let failure = polled.failure.unwrap();
+            assert_eq!(failure.reason, Reason::Policy, "{host}");
+            assert!(failure.detail.contains("loopback_ports"), "{failure}");
+            assert!(polled.samples.is_empty());
+        }
+        assert_eq!(device.visits.load(Ordering::SeqCst), 0);
+    }
+
+    #[tokio::test]
+    async fn a_name_goes_to_the_addresses_that_passed() {
+        let device = stage::peer(|head, stream| {
+            assert!(head.contains("host: localhost:"), "{head}");
+            drop(stream.write_all(ok(SHELLY).as_bytes()));
+        });
+        let url = format!("collector = \"http\"\nurl = \"http://localhost:{}/\"", device.port);
+        let polled = Stage::new(&url, &[device.port]).unwrap().poll_all().await;
+        assert_eq!(polled.value("probe_success"), Some(1.0));
+    }
+
+    #[test]
+    fn options_that_are_none_are_named_with_their_place() {
+        let check = |more: &str, expect: &str| {
+            let said = stage::problem(&format!("collector = \"http\"\n{more}"));
+            assert!(said.starts_with(expect), "{more}: {said}");
+        };
+        let url = "url = \"http://10.0.0.1/\"\n";
+        let metric = |options: &str| format!("{url}[[device.metric]]\nname = \"x\"\n{options}");
+        check("", "device.it: missing field `url`");
+        check("url = \"ftp://x/\"", "device.it.url: only http");
+        check(&format!("{url}methode = \"GET\""), "device.it.methode: unknown field");
+        check(&format!("{url}method = \"POST\""), "device.it.method: unknown variant `POST`, expected `GET` or `HEAD`");
+        check(&format!("{url}headers = {{ Cookie = \"a=b\" }}"), "device.it.headers.Cookie: a secret");
+        check(&format!("{url}tls = \"insecure\""), "device.it.tls: write \"verify\"");
+        check(&metric(""), "device.it.metric.x: missing field `path`");
+        check(&metric("path = \"power\""), "device.it.metric.x.path: not a JSONPath");
+        check(&metric("path = \"$.a\"\nkind = \"info\""), "device.it.metric.x.kind: unknown variant");
+        check(&metric("path = \"$.a\"\nscale = inf"), "device.it");
+        check(&metric("path = \"$.a\"\nunit = \"m/s\""), "device.it.metric.x.unit: ");
+        check(&metric("path = \"$.a\"\nlabels = { \"a-b\" = \"c\" }"), "device.it.metric.x.labels.a-b: ");
+        check(&metric("path = \"$[*]\"\nlabels = { index = \"c\" }"), "device.it.metric.x.labels.index: ");
+        check(&metric("path = \"$.a\"").replace("\"x\"", "\"probe\""), "device.it.metric.probe.name: ");
+        check(&metric("path = \"$.a\"").replace("\"x\"", "\"a b\""), "device.it.metric.a b.name: ");
+        check(
+            &format!("{url}method = \"HEAD\"\n[[device.metric]]\nname = \"x\"\npath = \"$.a\""),
+            "device.it.method: HEAD",
+        );
     }
 }
