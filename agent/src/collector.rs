@@ -189,6 +189,30 @@ impl Readings {
         self.samples.push(Sample { metric: u16::try_from(metric).unwrap_or(u16::MAX), key_end, value });
     }
 
+    /// Empty readings with the same fixed labels, to be filled elsewhere and [appended](Self::append).
+    #[must_use]
+    pub fn sibling(&self) -> Self {
+        Self::with_labels(self.fixed_labels.clone())
+    }
+
+    /// Takes over what a [sibling](Self::sibling) read.
+    pub fn append(&mut self, other: &Self) {
+        let room = limits::SAMPLES_PER_POLL_MAX - self.samples.len();
+        let taken = &other.samples[..other.samples.len().min(room)];
+        let start = u32::try_from(self.keys.len()).unwrap_or(u32::MAX);
+        let end = taken.last().map_or(0, |sample| sample.key_end);
+        self.keys.extend_from_slice(&other.keys[..end as usize]);
+        self.samples.extend(taken.iter().map(|s| Sample { key_end: start.saturating_add(s.key_end), ..*s }));
+        self.missing.extend_from_slice(&other.missing);
+        self.overflow |= other.overflow || taken.len() < other.samples.len();
+    }
+
+    /// Forgets every sample after the first so many: what a metric gave before it failed.
+    pub fn truncate(&mut self, len: usize) {
+        self.samples.truncate(len);
+        self.keys.truncate(self.samples.last().map_or(0, |sample| sample.key_end as usize));
+    }
+
     /// Says why a metric that was due gave nothing.
     pub fn missing(&mut self, metric: usize, failure: Failure) {
         self.missing.push((metric, failure));
@@ -296,6 +320,25 @@ mod tests {
         for reading in readings.iter() {
             assert!(series_of_key(&"nas".parse().unwrap(), reading.key).is_none());
         }
+    }
+
+    #[test]
+    fn readings_filled_elsewhere_are_appended_and_what_failed_is_taken_back() {
+        let mut readings = Readings::with_labels(vec![("room".into(), "attic".into())]);
+        readings.sample(0, Family::gauge("a", ""), &[], 1.0);
+        let mut sibling = readings.sibling();
+        sibling.sample(1, Family::gauge("b", ""), &[("x", "1")], 2.0);
+        sibling.sample(1, Family::gauge("c", ""), &[], 3.0);
+        sibling.missing(2, Failure::new(Reason::Timeout, "slow"));
+        readings.append(&sibling);
+        readings.truncate(2);
+        readings.sample(3, Family::gauge("d", ""), &[], 4.0);
+        let names: Vec<_> = readings
+            .iter()
+            .map(|r| (r.metric, series_of_key(&"nas".parse().unwrap(), r.key).unwrap().name, r.value))
+            .collect();
+        assert_eq!(names, [(0, "a".to_owned(), 1.0), (1, "b".to_owned(), 2.0), (3, "d".to_owned(), 4.0)]);
+        assert_eq!(readings.failures().len(), 1);
     }
 
     #[test]
