@@ -476,6 +476,7 @@ mod tests {
     use std::path::Path;
     use std::sync::Arc;
 
+    use satellite_shared::clock::SystemClock;
     use satellite_shared::config::{Document, Schedule};
 
     use super::*;
@@ -505,7 +506,8 @@ mod tests {
     }
 
     fn build_at(root: &Path, text: &str) -> Result<Built, Problem> {
-        let context = Context { gate: Arc::new(Gate::new(Policy::default())), root: root.to_owned() };
+        let gate = Arc::new(Gate::new(Policy::default(), Arc::new(SystemClock)));
+        let context = Context { gate, root: root.to_owned() };
         build(&device(text), &context)
     }
 
