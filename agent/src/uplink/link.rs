@@ -40,6 +40,8 @@ const ACK_ONE_MS: u64 = 300_000;
 const FINISH_MS: u64 = 10_000;
 /// How much of a lane is read from the buffer at once.
 const READ_BYTES: usize = 64 << 10;
+/// How long a buffer that can't be read is left alone.
+const READ_PAUSE_MS: u64 = 5_000;
 /// Texts that can't be read before the relay is taken for broken.
 const COMPLAINTS_MAX: u32 = 100;
 
@@ -89,6 +91,8 @@ pub enum Next {
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
+    /// The relay has shown itself.
+    Greeted(Hello),
     /// Say who we are, in this protocol version.
     Authenticate(u32),
     /// Say how far we are.
@@ -170,6 +174,7 @@ struct Announced {
 #[derive(Debug)]
 pub struct Link {
     phase: Phase,
+    protocol: u32,
     since_ms: u64,
     received_ms: u64,
     said_ms: u64,
@@ -188,6 +193,8 @@ pub struct Link {
     /// How often it was not.
     refusals: HashMap<Place, u32>,
     series: VecDeque<Bytes>,
+    /// The buffer failed: no reading before this.
+    pause_ms: u64,
     announced: HashMap<u32, Announced>,
     status: Option<ConfigStatus>,
     complaints: u32,
@@ -204,6 +211,7 @@ impl Link {
         let border = after(newest);
         Self {
             phase: Phase::Greeting,
+            protocol: version::CURRENT,
             since_ms: now_ms,
             received_ms: now_ms,
             said_ms: now_ms,
@@ -220,6 +228,7 @@ impl Link {
             retries: BTreeMap::new(),
             refusals: HashMap::new(),
             series: VecDeque::new(),
+            pause_ms: 0,
             announced: HashMap::new(),
             status,
             complaints: 0,
@@ -245,16 +254,9 @@ impl Link {
             && !self.live.has_something(self.newest)
     }
 
-    /// Blocks that went, retries included.
-    #[must_use]
-    pub fn blocks_sent(&self) -> u64 {
-        self.blocks_sent
-    }
-
-    /// Records that the relay has committed in this session.
-    #[must_use]
-    pub fn records_acknowledged(&self) -> u64 {
-        self.records_acknowledged
+    /// Blocks that went and records that the relay has committed since this was asked last.
+    pub fn forget_counts(&mut self) -> (u64, u64) {
+        (std::mem::take(&mut self.blocks_sent), std::mem::take(&mut self.records_acknowledged))
     }
 
     /// Bytes came, whatever they are.
@@ -270,6 +272,20 @@ impl Link {
     /// The buffer committed up to here.
     pub fn on_buffer(&mut self, newest: Place) {
         self.newest = self.newest.max(newest);
+    }
+
+    /// Somebody wants the configuration anew: AUTHENTICATE in a live session asks for it.
+    #[must_use]
+    pub fn refresh(&self) -> Option<Effect> {
+        self.is_open().then_some(Effect::Authenticate(self.protocol))
+    }
+
+    /// The buffer can't be read now.
+    pub fn on_read_failed(&mut self, now: Now, read: Read) {
+        self.pause_ms = now.mono_ms + READ_PAUSE_MS;
+        if let Read::Blocks { way: Way::Again, from, .. } = read {
+            self.retries.insert(from, self.pause_ms);
+        }
     }
 
     /// A configuration was judged.
@@ -294,7 +310,9 @@ impl Link {
                 if self.complaints > COMPLAINTS_MAX {
                     return self.close(Closing::lost("the relay keeps saying what this version does not understand"));
                 }
-                vec![complain("not_understood", &error.to_string())]
+                // As serde says it of a name that the enum does not have.
+                let unknown = error.to_string().starts_with("unknown variant");
+                vec![complain(if unknown { "unsupported" } else { "malformed" }, &error.to_string())]
             }
         }
     }
@@ -303,7 +321,7 @@ impl Link {
     pub fn on_event(&mut self, now: Now, event: ToSatellite) -> Vec<Effect> {
         match (event, &self.phase) {
             (_, Phase::Closed) => vec![],
-            (ToSatellite::Hello(hello), Phase::Greeting) => self.on_hello(now, &hello),
+            (ToSatellite::Hello(hello), Phase::Greeting) => self.on_hello(now, hello),
             (ToSatellite::Refused(refused), _) => self.close(refusal(&refused)),
             (ToSatellite::Drain(drain), _) => self.on_drain(now, &drain),
             (ToSatellite::Error(complaint), _) => vec![Effect::Complained(complaint)],
@@ -324,7 +342,7 @@ impl Link {
                 | ToSatellite::Config(_)
                 | ToSatellite::Certificate(_),
                 Phase::Greeting | Phase::Authenticating | Phase::Open | Phase::Finishing { .. },
-            ) => vec![complain("out_of_order", "this event can't come now")],
+            ) => vec![complain("malformed", "this event can't come now")],
         }
     }
 
@@ -349,7 +367,7 @@ impl Link {
 
     /// When [`Link::on_tick`] has something to do next.
     #[must_use]
-    pub fn next_tick_ms(&self) -> u64 {
+    pub fn next_tick_ms(&self, now: Now) -> u64 {
         let mut next = (self.received_ms + DEAD_MS)
             .min(self.said_ms.min(self.received_ms).max(self.pinged_ms) + QUIET_MS)
             .min(self.window.waiting_since().map_or(u64::MAX, |since| since + ACK_MS));
@@ -357,7 +375,8 @@ impl Link {
             Phase::Greeting | Phase::Authenticating => next = next.min(self.since_ms + ANSWER_MS),
             Phase::Open => {
                 let retry = self.retries.values().copied().min().unwrap_or(u64::MAX);
-                next = next.min(self.heartbeat_ms).min(retry);
+                let pause = if self.pause_ms > now.mono_ms { self.pause_ms } else { u64::MAX };
+                next = next.min(self.heartbeat_ms).min(retry).min(pause);
             }
             Phase::Finishing { until_ms, .. } => next = next.min(*until_ms),
             Phase::Closed => {}
@@ -387,7 +406,7 @@ impl Link {
             return Next::Frame(frame);
         }
         loop {
-            if !self.window.has_room(1) {
+            if !self.window.has_room(1) || now.mono_ms < self.pause_ms {
                 return Next::Idle;
             }
             let Some(way) = self.choose(now.mono_ms) else { return Next::Idle };
@@ -434,7 +453,7 @@ impl Link {
         self.series.extend(frames.into_iter().skip(sent));
     }
 
-    fn on_hello(&mut self, now: Now, hello: &Hello) -> Vec<Effect> {
+    fn on_hello(&mut self, now: Now, hello: Hello) -> Vec<Effect> {
         let Some(protocol) = version::negotiate(hello.protocol_min, hello.protocol_max) else {
             let why = format!(
                 "the relay speaks the protocol versions {} to {}, this program {} to {}: update the older one",
@@ -443,13 +462,13 @@ impl Link {
                 version::OLDEST,
                 version::CURRENT
             );
-            return self
-                .close(Closing { why, ending: Some(Ending::Permanent { retry_after: Duration::ZERO }) });
+            return self.close(Closing { why, ending: Some(Ending::Permanent { retry_after: Duration::ZERO }) });
         };
         self.phase = Phase::Authenticating;
         self.since_ms = now.mono_ms;
         self.heartbeat_every_ms = u64::from(hello.heartbeat_s.clamp(1, 300)) * 1000;
-        vec![Effect::Authenticate(protocol)]
+        self.protocol = protocol;
+        vec![Effect::Greeted(hello), Effect::Authenticate(protocol)]
     }
 
     fn on_authenticated(&mut self, now: Now, welcome: Authenticated) -> Vec<Effect> {
