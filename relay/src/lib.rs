@@ -20,6 +20,8 @@ pub mod data_dir;
 
 pub mod listener;
 
+pub mod web;
+
 pub mod settings;
 
 pub mod relay;

@@ -1,1 +1,323 @@
-//! To be written.
+//! The two doors: who gets a socket, for how long, before anything is known of them.
+//!
+//! Every wait has an end: the TLS handshake, a request's head, its body, its answer, the connection. Every count has a
+//! bound: connections, connections of one address, handshakes in progress, those of one address. What is over a bound
+//! is closed without a word; what waits for a handshake waits no longer than a handshake may take.
+//!
+//! Deliberately absent: `axum::serve` and hyper's `auto` builder, which wait for a silent client for ever.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::response::IntoResponse;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use rustls::ServerConfig;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::enrolment::Refusal;
+use crate::enrolment::rate_limit::subscriber;
+use crate::web::Peer;
+
+const BACKLOG: u32 = 1_024;
+const HEADERS_MAX: usize = 64;
+const HEAD_BYTES_MAX: usize = 16 << 10;
+/// Bytes that were sent and not acknowledged for this long end the connection.
+const UNACKNOWLEDGED_MAX_MS: u32 = 30_000;
+
+/// How long things may take and how many there may be. The settings say the first two; tests shorten the waits.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Connections.
+    pub connections: usize,
+    /// Of them, from one address.
+    pub connections_per_address: usize,
+    /// TLS handshakes in progress.
+    pub handshakes: usize,
+    /// Of them, from one address.
+    pub handshakes_per_address: usize,
+    /// What a TLS handshake may take, the wait for its turn included.
+    pub handshake: Duration,
+    /// What the head of a request may take, from the end of the one before.
+    pub head: Duration,
+    /// What a request's body and its answer may take.
+    pub request: Duration,
+    /// After this a connection of the web door takes no more requests.
+    pub connection: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 2_000,
+            connections_per_address: 200,
+            handshakes: 64,
+            handshakes_per_address: 32,
+            handshake: Duration::from_secs(10),
+            head: Duration::from_secs(10),
+            request: Duration::from_secs(10),
+            connection: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Listens. An unspecified IPv6 address takes IPv4 too, and is the IPv4 one where the machine has no IPv6.
+///
+/// # Errors
+/// When the address is taken, or not this machine's.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    match bind_exactly(address) {
+        Err(error) if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && lacks_ipv6(&error) => {
+            bind_exactly((Ipv4Addr::UNSPECIFIED, address.port()).into())
+        }
+        bound => bound,
+    }
+}
+
+fn lacks_ipv6(error: &io::Error) -> bool {
+    let errno = error.raw_os_error();
+    [rustix::io::Errno::AFNOSUPPORT, rustix::io::Errno::ADDRNOTAVAIL].iter().any(|e| errno == Some(e.raw_os_error()))
+}
+
+fn bind_exactly(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv6() { TcpSocket::new_v6()? } else { TcpSocket::new_v4()? };
+    if address.is_ipv6() {
+        rustix::net::sockopt::set_ipv6_v6only(&socket, false)?;
+    }
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// One door.
+#[derive(Debug)]
+pub struct Listener {
+    name: &'static str,
+    socket: TcpListener,
+    tls: Arc<ServerConfig>,
+    limits: Limits,
+    admission: Arc<Admission>,
+    tracker: TaskTracker,
+}
+
+impl Listener {
+    /// A door; its connections are tasks of the tracker.
+    #[must_use]
+    pub fn new(
+        name: &'static str,
+        socket: TcpListener,
+        tls: Arc<ServerConfig>,
+        limits: Limits,
+        tracker: TaskTracker,
+    ) -> Self {
+        let admission = Arc::new(Admission::new(&limits));
+        Self { name, socket, tls, limits, admission, tracker }
+    }
+
+    /// Lets satellites in until shutdown, each to `serve`.
+    pub async fn run<F, Served>(self, shutdown: CancellationToken, serve: F)
+    where
+        F: Fn(TlsStream<TcpStream>, SocketAddr) -> Served + Clone + Send + Sync + 'static,
+        Served: Future<Output = ()> + Send,
+    {
+        let acceptor = TlsAcceptor::from(Arc::clone(&self.tls));
+        while let Some((stream, peer)) = self.accept(&shutdown).await {
+            let Some(admitted) = Admission::admit(&self.admission, peer.ip()) else {
+                tracing::debug!(door = self.name, %peer, "over the bound: closed");
+                continue;
+            };
+            let (acceptor, serve, name) = (acceptor.clone(), serve.clone(), self.name);
+            let (handshake_max, shutdown) = (self.limits.handshake, shutdown.clone());
+            self.tracker.spawn(async move {
+                let handshake = timeout(handshake_max, admitted.handshake(acceptor.accept(stream)));
+                let shaken = tokio::select! {
+                    shaken = handshake => shaken,
+                    () = shutdown.cancelled() => return,
+                };
+                match shaken {
+                    Ok(Ok(stream)) => serve(stream, peer).await,
+                    Ok(Err(error)) => tracing::debug!(door = name, %peer, %error, "no TLS"),
+                    Err(_) => tracing::debug!(door = name, %peer, "too slow for TLS"),
+                }
+                drop(admitted);
+            });
+        }
+    }
+
+    /// Answers requests until shutdown; those that have begun are answered.
+    pub async fn run_web(self, shutdown: CancellationToken, router: Router) {
+        let limits = self.limits.clone();
+        let stop = shutdown.clone();
+        let serve = move |stream, peer| {
+            let (router, limits, stop) = (router.clone(), limits.clone(), stop.clone());
+            async move { serve_web(stream, peer, router, limits, stop).await }
+        };
+        self.run(shutdown, serve).await;
+    }
+
+    async fn accept(&self, shutdown: &CancellationToken) -> Option<(TcpStream, SocketAddr)> {
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return None,
+                accepted = self.socket.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    if let Err(error) = prepare(&stream) {
+                        tracing::debug!(door = self.name, %peer, %error, "gone before it began");
+                        continue;
+                    }
+                    return Some((stream, SocketAddr::new(peer.ip().to_canonical(), peer.port())));
+                }
+                Err(error) => {
+                    // A connection that was reset in the queue, or no file handles left: the next one may do.
+                    tracing::warn!(door = self.name, %error, "can't accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    Ok(rustix::net::sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED_MAX_MS)?)
+}
+
+async fn serve_web(
+    stream: TlsStream<TcpStream>,
+    peer: SocketAddr,
+    router: Router,
+    limits: Limits,
+    shutdown: CancellationToken,
+) {
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(Peer(peer));
+        let answer = timeout(limits.request, router.call(request));
+        async move { answer.await.unwrap_or_else(|_| Ok(Refusal::TooSlow.into_response())) }
+    });
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(limits.head);
+    builder.max_headers(HEADERS_MAX).max_buf_size(HEAD_BYTES_MAX);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = async { tokio::select! { () = shutdown.cancelled() => {}, () = tokio::time::sleep(limits.connection) => {} } } => {
+            connection.as_mut().graceful_shutdown();
+            match timeout(limits.request, connection).await {
+                Ok(served) => served,
+                Err(_) => return,
+            }
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%peer, %error, "a web connection ended early");
+    }
+}
+
+/// Who is inside.
+#[derive(Debug)]
+struct Admission {
+    connections_max: usize,
+    per_address_max: usize,
+    handshakes_per_address: usize,
+    handshakes: Semaphore,
+    inside: Mutex<Inside>,
+}
+
+#[derive(Debug, Default)]
+struct Inside {
+    connections: usize,
+    by_address: HashMap<IpAddr, Guest>,
+}
+
+#[derive(Debug)]
+struct Guest {
+    connections: usize,
+    handshakes: Arc<Semaphore>,
+}
+
+/// A connection that counts while this is held.
+#[derive(Debug)]
+struct Admitted {
+    admission: Arc<Admission>,
+    address: IpAddr,
+    handshakes: Arc<Semaphore>,
+}
+
+impl Admission {
+    fn new(limits: &Limits) -> Self {
+        Self {
+            connections_max: limits.connections,
+            per_address_max: limits.connections_per_address,
+            handshakes_per_address: limits.handshakes_per_address,
+            handshakes: Semaphore::new(limits.handshakes),
+            inside: Mutex::default(),
+        }
+    }
+
+    fn admit(this: &Arc<Self>, address: IpAddr) -> Option<Admitted> {
+        let address = subscriber(address);
+        let mut inside = this.inside();
+        if inside.connections >= this.connections_max {
+            return None;
+        }
+        let guest = inside.by_address.entry(address).or_insert_with(|| Guest {
+            connections: 0,
+            handshakes: Arc::new(Semaphore::new(this.handshakes_per_address)),
+        });
+        if guest.connections >= this.per_address_max {
+            return None;
+        }
+        guest.connections += 1;
+        let handshakes = Arc::clone(&guest.handshakes);
+        inside.connections += 1;
+        Some(Admitted { admission: Arc::clone(this), address, handshakes })
+    }
+
+    fn inside(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Admitted {
+    /// Waits for this connection's turn, then for the handshake.
+    async fn handshake<T>(&self, handshake: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+        let _own = turn(&self.handshakes).await?;
+        let _all = turn(&self.admission.handshakes).await?;
+        handshake.await
+    }
+}
+
+async fn turn(semaphore: &Semaphore) -> io::Result<SemaphorePermit<'_>> {
+    semaphore.acquire().await.map_err(io::Error::other)
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let mut inside = self.admission.inside();
+        inside.connections -= 1;
+        if let Some(guest) = inside.by_address.get_mut(&self.address) {
+            guest.connections -= 1;
+            if guest.connections == 0 {
+                inside.by_address.remove(&self.address);
+            }
+        }
+    }
+}

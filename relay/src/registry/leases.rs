@@ -149,6 +149,18 @@ impl Registry {
         rows.iter().map(read).collect()
     }
 
+    /// The web doors that the join codes of satellites name.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn relay_urls(&self) -> Result<Vec<String>, RegistryError> {
+        let urls = sqlx::query_scalar(
+            "SELECT DISTINCT l.relay_url FROM leases l JOIN satellites s ON s.id = l.satellite \
+             WHERE s.revoked_at_ms IS NULL AND l.revoked_at_ms IS NULL ORDER BY l.relay_url LIMIT 100",
+        );
+        Ok(urls.fetch_all(self.pool()).await?)
+    }
+
     /// Counts a wrong token; the last one in the window ends the lease. Says whether it did.
     ///
     /// # Errors

@@ -200,6 +200,18 @@ impl Registry {
         Ok(counted.rows_affected() == 1)
     }
 
+    /// A satellite that renews in time may recover as often as before.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn forget_recoveries(&self, id: &SatelliteId) -> Result<(), RegistryError> {
+        sqlx::query("UPDATE satellites SET recoveries = 0 WHERE id = $1 AND recoveries > 0")
+            .bind(id.as_str())
+            .execute(self.pool())
+            .await?;
+        Ok(())
+    }
+
     /// Ends a satellite: its certificates, its leases, its live session.
     ///
     /// # Errors
