@@ -1,1 +1,173 @@
-//! To be written.
+//! What people type: `satellite run`, `lease`, `status`, `probe`, `check`, `gaps`.
+//!
+//! Exit 0 done, 1 failed, 2 usage, 78 settings that can't be used. `--json` is one document on stdout; logs and errors
+//! go to stderr.
+
+pub mod check;
+
+pub mod gaps;
+
+pub mod lease;
+
+pub mod logging;
+
+pub mod probe;
+
+pub mod run;
+
+pub mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::settings::Settings;
+
+/// Settings that can't be used: `EX_CONFIG` of sysexits(3).
+pub const EXIT_SETTINGS: u8 = 78;
+
+const EXAMPLES: &str = "\
+Examples:
+  sudo satellite lease set            enrol with the join code of `satellite-relay lease create`
+  satellite status                    link, devices, buffer, what was due and what became of it
+  satellite probe router              poll one device once and print what it gave, or why not
+  satellite check                     is everything as it should be? one line each, with the fix
+  satellite run --settings ./s.toml   the daemon, in the foreground";
+
+/// Polls a home lab's devices, keeps every record until the relay has stored it, and says why where there is none.
+#[derive(Debug, Parser)]
+#[command(name = "satellite", version, after_help = EXAMPLES, arg_required_else_help = true)]
+pub struct Cli {
+    /// The settings file [default: /etc/satellite/satellite.toml, or none].
+    #[arg(long, global = true, value_name = "FILE", env = "SATELLITE_SETTINGS")]
+    settings: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The daemon, in the foreground.
+    #[command(after_help = "Examples:\n  satellite run\n  satellite run --settings ./satellite.toml")]
+    Run,
+    /// Sets, shows or removes the lease that makes this machine a satellite.
+    #[command(subcommand)]
+    Lease(lease::LeaseCommand),
+    /// How the running satellite is: link, devices, buffer, due/stored/explained, certificate.
+    #[command(after_help = "Examples:\n  satellite status\n  satellite status --json")]
+    Status(Json),
+    /// Polls one configured device once and prints what it gave, or why not.
+    #[command(after_help = "Examples:\n  satellite probe this-host\n  satellite probe router --json")]
+    Probe(ProbeArgs),
+    /// Settings, policy, secrets' modes, names, proxy, clock, TLS to the relay: one line each, with the fix.
+    #[command(after_help = "Examples:\n  satellite check\n  satellite check --json")]
+    Check(Json),
+    /// The ledger: what was due and is not a record, with its reason.
+    #[command(after_help = "Examples:\n  satellite gaps\n  satellite gaps --json")]
+    Gaps(Json),
+}
+
+#[derive(Debug, Args)]
+struct Json {
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct ProbeArgs {
+    /// The device's name in the configuration.
+    device: String,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs what was typed.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let settings = match Settings::load(cli.settings.as_deref()) {
+        Ok(settings) => settings,
+        Err(error) => {
+            complain(&format!("settings: {error}"));
+            return ExitCode::from(EXIT_SETTINGS);
+        }
+    };
+    logging::start(settings.log);
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&format!("the runtime does not start: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Run => run::run(cli.settings, settings).await,
+            Command::Lease(command) => lease::run(command, &settings.state_dir, &settings.proxy_settings()).await,
+            Command::Status(args) => status::run(&settings, args.json).await,
+            Command::Probe(args) => probe::run(&settings, &args.device, args.json).await,
+            Command::Check(args) => check::run(&settings, args.json).await,
+            Command::Gaps(args) => gaps::run(&settings, args.json).await,
+        }
+    });
+    // A name lookup or a hanging mount may hold a thread for ever: the program does not wait for it.
+    runtime.shutdown_background();
+    result.unwrap_or_else(|error| {
+        complain(&format!("{error:#}"));
+        ExitCode::FAILURE
+    })
+}
+
+/// One line on stderr.
+#[expect(clippy::print_stderr, reason = "this is the command line")]
+pub(crate) fn complain(text: &str) {
+    eprintln!("satellite: {text}");
+}
+
+/// One line on stdout; a reader that went away is no error of ours.
+pub(crate) fn say(text: &str) {
+    use std::io::Write as _;
+    drop(writeln!(std::io::stdout(), "{text}"));
+}
+
+/// The answer of the running satellite, or the error for the one who asked.
+pub(crate) async fn ask(settings: &Settings, request: &crate::local::Request) -> anyhow::Result<serde_json::Value> {
+    let answer = crate::local::ask(&settings.run_dir, request).await.map_err(|error| {
+        let socket = settings.run_dir.join(crate::local::SOCKET);
+        match error.kind() {
+            std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => anyhow::anyhow!(
+                "no satellite runs here ({} does not answer): start it with `systemctl start satellite`",
+                socket.display()
+            ),
+            std::io::ErrorKind::PermissionDenied => {
+                anyhow::anyhow!("{}: not allowed: use sudo, or join the group `satellite`", socket.display())
+            }
+            _ => anyhow::anyhow!("{}: {error}", socket.display()),
+        }
+    })?;
+    match answer.get("error").and_then(serde_json::Value::as_str) {
+        Some(error) => Err(anyhow::anyhow!("{error}")),
+        None => Ok(answer),
+    }
+}
+
+/// How long ago, or until, for people: `3m 20s`.
+pub(crate) fn span(ms: i64) -> String {
+    let seconds = ms.unsigned_abs() / 1000;
+    let seconds = match seconds {
+        0..=119 => seconds,
+        120..=7_199 => seconds / 60 * 60,
+        7_200..=172_799 => seconds / 3_600 * 3_600,
+        _ => seconds / 86_400 * 86_400,
+    };
+    humantime::format_duration(std::time::Duration::from_secs(seconds)).to_string()
+}
+
+/// A time of the wall clock, for people.
+pub(crate) fn time(ms: i64) -> String {
+    chrono::DateTime::from_timestamp_millis(ms)
+        .map_or_else(|| "?".into(), |time| time.with_timezone(&chrono::Local).format("%Y-%m-%d %H:%M:%S").to_string())
+}

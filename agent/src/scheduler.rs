@@ -204,9 +204,10 @@ impl Scheduler {
         Instant::now() + wait.min(CLOCK_CHECK)
     }
 
-    async fn tell(&self, through_ms: i64, what: What) {
+    fn tell(&self, through_ms: i64, what: What) -> impl Future<Output = ()> + Send + use<> {
+        let steps = self.steps.clone();
         // The recorder outlives the scheduler; without it there is nobody to tell.
-        drop(self.steps.send(Step { through_ms, what }).await);
+        async move { drop(steps.send(Step { through_ms, what }).await) }
     }
 
     async fn on_order(&mut self, order: Order) {

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::uplink::proxy::ProxySettings;
+
 /// Where the settings are looked for when nobody says.
 pub const DEFAULT_PATH: &str = "/etc/satellite/satellite.toml";
 
@@ -22,7 +24,7 @@ pub struct Settings {
     pub run_dir: PathBuf,
     /// The house's rules.
     pub policy: PathBuf,
-    /// `http://`, `socks5://` or `socks5h://` proxy to the relay; the environment's where unset.
+    /// `direct`, or the `http://`, `socks5://` or `socks5h://` proxy to the relay; the environment's where unset.
     pub proxy: Option<String>,
     /// Hosts that are reached without it.
     pub no_proxy: Vec<String>,
@@ -142,6 +144,12 @@ impl Settings {
         }
     }
 
+    /// The way to the relay.
+    #[must_use]
+    pub fn proxy_settings(&self) -> ProxySettings {
+        ProxySettings { proxy: self.proxy.clone(), no_proxy: self.no_proxy.clone() }
+    }
+
     fn parse(path: &Path, text: &str) -> Result<Self, SettingsError> {
         let file: File = toml::from_str(text)
             .map_err(|error| SettingsError::Parse { path: path.to_owned(), reason: error.to_string() })?;
@@ -155,10 +163,11 @@ impl Settings {
             }
         };
         if let Some(proxy) = &file.proxy
+            && proxy != "direct"
             && !["http://", "socks5://", "socks5h://"].iter().any(|scheme| proxy.starts_with(scheme))
         {
             // The value may hold a password: it is not repeated.
-            return Err(check.value("proxy", "…".into(), "http://, socks5:// or socks5h:// and a host"));
+            return Err(check.value("proxy", "…".into(), "direct, or http://, socks5:// or socks5h:// and a host"));
         }
         Ok(Self {
             state_dir: file.state_dir.unwrap_or(default.state_dir),

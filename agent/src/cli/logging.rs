@@ -1,0 +1,41 @@
+//! Logs go to stderr: with times and colours for a person, with journald's priorities under systemd.
+
+use std::fmt;
+use std::io::IsTerminal as _;
+
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::fmt::format::{Compact, Format, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+/// Starts logging; later calls change nothing.
+pub fn start(level: Level) {
+    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        let format = Priority(tracing_subscriber::fmt::format().compact().without_time().with_level(false));
+        drop(builder.with_ansi(false).event_format(format).try_init());
+        return;
+    }
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    drop(builder.with_ansi(colours).compact().try_init());
+}
+
+/// sd-daemon(3): `<3>` before a line tells journald its priority.
+struct Priority(Format<Compact, ()>);
+
+impl<S, N> FormatEvent<S, N> for Priority
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let priority = match *event.metadata().level() {
+            Level::ERROR => 3,
+            Level::WARN => 4,
+            Level::INFO => 6,
+            Level::DEBUG | Level::TRACE => 7,
+        };
+        write!(writer, "<{priority}>")?;
+        self.0.format_event(context, writer, event)
+    }
+}
