@@ -52,6 +52,7 @@ pub use proxy::ProxySettings;
 const LOOK_MS: u64 = 3_000;
 /// A new certificate is used within this; the old one is good meanwhile.
 const RECONNECT_SPREAD_MS: f64 = 60_000.0;
+const NO_LEASE: &str = "this machine has no lease: run `satellite lease set`";
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What the task is made of.
@@ -105,7 +106,7 @@ pub struct Uplink {
     phase: Phase,
     /// Between the request for a certificate and its being kept.
     credential: Option<BoxFuture<'static, Credential>>,
-    /// The relay or the clock says that the certificate has ended.
+    /// The relay says that the certificate has ended, whatever the clock says.
     expired: bool,
     authenticated_ms: Option<u64>,
     reconnect_ms: Option<u64>,
@@ -333,9 +334,8 @@ impl Uplink {
                     Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => vec![],
                 }
             }
-            Step::Broken(why) => {
-                // A certificate that the relay's TLS refuses shows only at the first reading.
-                self.expired |= why.contains("CertificateExpired");
+            Step::Broken { why, expired } => {
+                self.expired |= expired;
                 vec![Effect::Close(Closing::lost(why))]
             }
             Step::Written => vec![],
@@ -428,6 +428,10 @@ impl Uplink {
                 }
                 Effect::Complained(complaint) => {
                     tracing::warn!(code = %complaint.code, "the relay complains: {}", complaint.message);
+                    if complaint.code == "renewal" {
+                        let problem = format!("no new certificate: {}", complaint.message);
+                        self.state.send_modify(|state| state.counters.problem = Some(problem));
+                    }
                 }
                 Effect::Greeted(hello) => {
                     let ahead = now.wall_ms.saturating_sub(hello.clock_ms);
@@ -585,9 +589,8 @@ impl Uplink {
         if !matches!(&self.state.borrow().standing, Standing::Disconnected { .. }) {
             self.state.send_modify(|state| state.standing = Standing::Connecting { since_ms: now.wall_ms });
         }
-        self.expired |= self.renewal.is_expired(self.time.now_ms());
         let (proxy, time) = (self.parts.proxy.clone(), self.time.clone());
-        self.phase = if self.expired {
+        self.phase = if self.expired || self.renewal.is_expired(self.time.now_ms()) {
             Phase::Recovering(enrolment::recover(self.keystore.clone(), identity, proxy, time).boxed())
         } else {
             Phase::Dialing(Dial { identity, proxy, time, meter: Arc::clone(&self.meter) }.connect().boxed())
@@ -599,7 +602,7 @@ impl Uplink {
         let version = self.keystore.version();
         if version == self.version && (version.is_some() || matches!(self.phase, Phase::NoLease)) {
             if version.is_none() {
-                self.say_no_lease("this machine has no lease: run `satellite lease set`".to_owned());
+                self.say_no_lease(NO_LEASE.to_owned());
             }
             return;
         }
@@ -613,6 +616,8 @@ impl Uplink {
                 };
                 if !same {
                     self.replace(stored.identity);
+                } else if stored.identity.is_none() {
+                    self.say_no_lease(NO_LEASE.to_owned());
                 }
             }
             Err(error) if self.identity.borrow().is_none() => {
@@ -648,7 +653,7 @@ impl Uplink {
             self.phase = Phase::Waiting { until_ms: 0 };
         }
         if gone {
-            self.say_no_lease("this machine has no lease: run `satellite lease set`".to_owned());
+            self.say_no_lease(NO_LEASE.to_owned());
         }
     }
 

@@ -660,3 +660,573 @@ fn refusal(refused: &Refused) -> Closing {
     let message: String = refused.message.chars().take(500).collect();
     Closing { why: format!("the relay refused: {message}"), ending: Some(ending) }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use satellite_shared::id::SatelliteId;
+    use satellite_shared::metric::{Kind, Series};
+    use satellite_shared::wire::block::{Body, ClockQuality, Encoder, FrameKind, Group, Stamp};
+    use satellite_shared::wire::to_relay::ConfigState;
+    use satellite_shared::wire::to_satellite::{Alive, RefusalCode};
+
+    use super::*;
+
+    const CREDIT: u64 = 1 << 20;
+
+    fn at(mono_ms: u64) -> Now {
+        Now { wall_ms: 1_790_000_000_000, mono_ms }
+    }
+
+    fn epoch_of(opening: u32) -> Epoch {
+        Epoch(u128::from(opening) + 100)
+    }
+
+    /// What stands in for the buffer: blocks of three records, one series frame an opening unless more are added.
+    #[derive(Default)]
+    struct Shelf {
+        blocks: BTreeMap<Place, Bytes>,
+        series: BTreeMap<u32, Vec<Bytes>>,
+        newest: Place,
+    }
+
+    impl Shelf {
+        fn commit(&mut self, opening: u32, blocks: u64) -> &mut Self {
+            for _ in 0..blocks {
+                let seq = if self.newest.opening == opening { self.newest.seq + 3 } else { 1 };
+                self.newest = Place { opening, seq };
+                self.blocks.insert(self.newest, frame(opening, seq));
+            }
+            if self.series.get(&opening).is_none_or(Vec::is_empty) {
+                self.add_series(opening);
+            }
+            self
+        }
+
+        fn add_series(&mut self, opening: u32) {
+            let frames = self.series.entry(opening).or_default();
+            frames.push(series_frame(opening, frames.len() as u64));
+        }
+
+        fn answer(&self, link: &mut Link, read: Read) {
+            match read {
+                Read::Blocks { way, from, below, bytes_max } => {
+                    let mut bytes = 0;
+                    let blocks = self.blocks.range(from..below).take_while(|(_, frame)| {
+                        bytes += frame.len();
+                        bytes == frame.len() || bytes <= bytes_max
+                    });
+                    let blocks = blocks.map(|(&place, frame)| StoredBlock { place, frame: frame.clone() }).collect();
+                    link.on_blocks(way, below, blocks);
+                }
+                Read::Series { opening } => {
+                    link.on_series(opening, self.series.get(&opening).cloned().unwrap_or_default(), self.newest);
+                }
+            }
+        }
+
+        /// All that the link gives until it idles, at most `max`.
+        fn pull(&self, link: &mut Link, now: Now, max: usize) -> Vec<block::Header> {
+            let mut headers = vec![];
+            while headers.len() < max {
+                match link.next(now) {
+                    Next::Frame(frame) => headers.push(block::header(&frame).unwrap()),
+                    Next::Read(read) => self.answer(link, read),
+                    Next::Idle => break,
+                }
+            }
+            headers
+        }
+    }
+
+    fn stamp(opening: u32, first_seq: u64) -> Stamp {
+        Stamp { epoch: epoch_of(opening), first_seq, due_before: 0, made: at(0), quality: ClockQuality::Unknown }
+    }
+
+    fn frame(opening: u32, seq: u64) -> Bytes {
+        let group = Group { series: vec![0, 1, 2], times_ms: vec![1], values: vec![1.0, 2.0, 3.0] };
+        Encoder::default().encode(stamp(opening, seq), &Body::Samples(vec![group])).into()
+    }
+
+    fn series_frame(opening: u32, number: u64) -> Bytes {
+        let series = Series {
+            device: "ups".parse().unwrap(),
+            name: "x".into(),
+            kind: Kind::Gauge,
+            unit: String::new(),
+            labels: vec![],
+        };
+        Encoder::default().encode(stamp(opening, number), &Body::Series(vec![series])).into()
+    }
+
+    fn hello() -> ToSatellite {
+        ToSatellite::Hello(Hello {
+            protocol_min: 1,
+            protocol_max: 1,
+            relay: "relay".into(),
+            relay_version: "0".into(),
+            clock_ms: 0,
+            heartbeat_s: 30,
+        })
+    }
+
+    fn welcome(stored: Vec<Stored>, credit_bytes: u64) -> ToSatellite {
+        ToSatellite::Authenticated(Authenticated {
+            satellite: SatelliteId::from_bits([1; 10]),
+            session: "s".into(),
+            stored,
+            credit_bytes,
+            config_version: 0,
+            renew_after_ms: 0,
+        })
+    }
+
+    fn open(shelf: &Shelf, stored: Vec<Stored>, credit_bytes: u64) -> (Link, Vec<Effect>) {
+        let mut link = Link::new(at(0), shelf.newest, None);
+        let effects = link.on_event(at(0), hello());
+        assert!(matches!(effects[..], [Effect::Greeted(_), Effect::Authenticate(1)]), "{effects:?}");
+        let effects = link.on_event(at(0), welcome(stored, credit_bytes));
+        (link, effects)
+    }
+
+    fn stored(opening: u32, ranges: &[(u64, u64)]) -> Stored {
+        Stored { epoch: epoch_of(opening), ranges: ranges.iter().copied().collect() }
+    }
+
+    fn ack(opening: u32, ranges: &[(u64, u64)]) -> ToSatellite {
+        ToSatellite::Ack(Ack { stored: vec![stored(opening, ranges)], credit_bytes: CREDIT })
+    }
+
+    fn nack(opening: u32, first_seq: u64, code: NackCode, retry_after_s: u64) -> ToSatellite {
+        let epoch = epoch_of(opening);
+        ToSatellite::Nack(Nack { epoch, first_seq, code, message: "m".into(), retry_after_s })
+    }
+
+    fn blocks(headers: &[block::Header]) -> Vec<u64> {
+        headers.iter().filter(|h| h.kind != FrameKind::Series).map(|h| h.first_seq).collect()
+    }
+
+    fn closing(effects: &[Effect]) -> Option<&Closing> {
+        effects.iter().find_map(|effect| match effect {
+            Effect::Close(closing) => Some(closing),
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn an_acknowledged_block_is_forgotten() {
+        let mut shelf = Shelf::default();
+        shelf.commit(1, 2);
+        let (mut link, _) = open(&shelf, vec![], CREDIT);
+        assert_eq!(blocks(&shelf.pull(&mut link, at(0), 99)), [1, 4]);
+        assert!(!link.is_drained());
+        let effects = link.on_event(at(1), ack(1, &[(1, 6)]));
+        assert_eq!(effects, [Effect::Forget(epoch_of(1), [(1, 6)].into_iter().collect())]);
+        assert!(link.is_drained());
+        assert_eq!(link.forget_counts(), (2, 6));
+    }
+
+    #[test]
+    fn an_acknowledgement_forgets_nothing_that_was_not_sent_whole() {
+        let mut shelf = Shelf::default();
+        shelf.commit(1, 2);
+        let (mut link, _) = open(&shelf, vec![], CREDIT);
+        assert_eq!(link.on_event(at(1), ack(1, &[(1, u64::MAX)])), []);
+        shelf.pull(&mut link, at(1), 2);
+        assert_eq!(link.on_event(at(1), ack(1, &[(1, 2)])), []);
+        assert_eq!(link.on_event(at(1), ack(9, &[(1, 3)])), []);
+        let effects = link.on_event(at(1), ack(1, &[(1, u64::MAX)]));
+        assert_eq!(effects, [Effect::Forget(epoch_of(1), [(1, 3)].into_iter().collect())]);
+    }
+
+    #[test]
+    fn no_block_is_sent_beyond_the_credit() {
+        let mut shelf = Shelf::default();
+        shelf.commit(1, 50);
+        let one = frame(1, 1).len() as u64;
+        let (mut link, _) = open(&shelf, vec![], one * 5 + 1);
+        let sent = blocks(&shelf.pull(&mut link, at(0), 99));
+        assert!((4..=5).contains(&sent.len()), "{sent:?}");
+        assert_eq!(shelf.pull(&mut link, at(0), 99), []);
+        link.on_event(at(1), ack(1, &[(1, 3)]));
+        assert!(!blocks(&shelf.pull(&mut link, at(1), 99)).is_empty());
+    }
+
+    #[test]
+    fn no_credit_stops_everything() {
+        let mut shelf = Shelf::default();
+        shelf.commit(1, 5);
+        let (mut link, _) = open(&shelf, vec![], 0);
+        assert_eq!(shelf.pull(&mut link, at(0), 99), []);
+    }
+
+    #[test]
+    fn the_backlog_never_starves_live_data_nor_live_data_the_backlog() {
+        let mut shelf = Shelf::default();
+        shelf.commit(1, 200).commit(2, 100);
+        let (mut link, _) = open(&shelf, vec![], CREDIT);
+        shelf.commit(2, 100);
+        link.on_buffer(shelf.newest);
+        let sent = shelf.pull(&mut link, at(0), 150);
+        let live = sent.iter().filter(|h| h.epoch == epoch_of(2) && h.first_seq > 300).count();
+        assert!((70..=80).contains(&live), "{live} of 150 live");
+        let rest = shelf.pull(&mut link, at(0), 999);
+        assert_eq!(blocks(&sent).len() + blocks(&rest).len(), 400);
+    }
+
+    #[test]
+    fn each_lane_is_oldest_first() {
+        let mut shelf = Shelf::default();
+        shelf.commit(1, 20);
+        let (mut link, _) = open(&shelf, vec![], CREDIT);
+        shelf.commit(1, 20);
+        link.on_buffer(shelf.newest);
+        let sent = blocks(&shelf.pull(&mut link, at(0), 999));
+        let (backlog, live): (Vec<u64>, Vec<u64>) = sent.iter().partition(|seq| **seq <= 60);
+        assert!(backlog.is_sorted() && live.is_sorted() && backlog.len() == 20 && live.len() == 20);
+    }
+
+    #[test]
+    fn with_too_many_open_ranges_it_is_strictly_oldest_first() {
+        let mut shelf = Shelf::default();
+        shelf.commit(1, 20);
+        let ranges: Vec<(u64, u64)> = (0..63).map(|n| (1_000 + n * 10, 1_003 + n * 10)).collect();
+        let (mut link, _) = open(&shelf, vec![stored(1, &ranges)], CREDIT);
+        shelf.commit(1, 20);
+        link.on_buffer(shelf.newest);
+        assert!(blocks(&shelf.pull(&mut link, at(0), 999)).is_sorted());
+    }
+
+    #[test]
+    fn what_the_relay_has_already_is_forgotten_and_not_sent() {
+        let mut shelf = Shelf::default();
+        shelf.commit(1, 3);
+        let (mut link, effects) = open(&shelf, vec![stored(1, &[(1, 6)])], CREDIT);
+        assert!(effects.contains(&Effect::Forget(epoch_of(1), [(1, 6)].into_iter().collect())));
+        assert_eq!(blocks(&shelf.pull(&mut link, at(0), 99)), [7]);
+    }
+
+    #[test]
+    fn series_go_once_and_before_the_first_block_that_needs_them() {
+        let mut shelf = Shelf::default();
+        shelf.commit(1, 2);
+        let (mut link, _) = open(&shelf, vec![], CREDIT);
+        let kinds = |sent: &[block::Header]| sent.iter().map(|h| h.kind == FrameKind::Series).collect::<Vec<_>>();
+        assert_eq!(kinds(&shelf.pull(&mut link, at(0), 99)), [true, false, false]);
+        shelf.commit(1, 1);
+        link.on_buffer(shelf.newest);
+        assert_eq!(kinds(&shelf.pull(&mut link, at(0), 99)), [false]);
+        shelf.add_series(1);
+        shelf.commit(1, 2);
+        link.on_buffer(shelf.newest);
+        assert_eq!(kinds(&shelf.pull(&mut link, at(0), 99)), [true, false, false]);
+    }
+
+    #[test]
+    fn series_that_the_relay_does_not_know_are_announced_again_and_the_block_sent_again() {
+        let mut shelf = Shelf::default();
+        shelf.commit(1, 2);
+        shelf.add_series(1);
+        let (mut link, _) = open(&shelf, vec![], CREDIT);
+        shelf.pull(&mut link, at(0), 99);
+        link.on_event(at(1), nack(1, 4, NackCode::UnknownSeries, 0));
+        let sent = shelf.pull(&mut link, at(1), 99);
+        assert_eq!(sent.iter().filter(|h| h.kind == FrameKind::Series).count(), 2);
+        assert_eq!(sent.last().map(|h| h.first_seq), Some(4));
+        // A relay that never learns is not asked in a loop.
+        link.on_event(at(2), nack(1, 4, NackCode::UnknownSeries, 0));
+        assert_eq!(shelf.pull(&mut link, at(2), 99), []);
+        assert_eq!(blocks(&shelf.pull(&mut link, at(4_002), 99)), [4]);
+    }
+
+    #[test]
+    fn a_refused_block_goes_again_not_sooner_than_asked() {
+        let mut shelf = Shelf::default();
+        shelf.commit(1, 2);
+        let (mut link, _) = open(&shelf, vec![], CREDIT);
+        shelf.pull(&mut link, at(0), 99);
+        link.on_event(at(10), nack(1, 1, NackCode::Retry, 5));
+        assert_eq!(shelf.pull(&mut link, at(5_009), 99), []);
+        assert!(link.next_tick_ms(at(5_009)) <= 5_010);
+        assert_eq!(blocks(&shelf.pull(&mut link, at(5_010), 99)), [1]);
+        assert!(!link.is_drained());
+        link.on_event(at(5_020), ack(1, &[(1, 6)]));
+        assert!(link.is_drained());
+    }
+
+    #[test]
+    fn a_block_in_conflict_is_reported_once_and_kept() {
+        let mut shelf = Shelf::default();
+        shelf.commit(1, 1);
+        let (mut link, _) = open(&shelf, vec![], CREDIT);
+        shelf.pull(&mut link, at(0), 99);
+        let effects = link.on_event(at(1), nack(1, 1, NackCode::Conflict, 0));
+        assert!(matches!(effects[..], [Effect::Stuck(_)]));
+        assert_eq!(link.on_event(at(1), nack(1, 1, NackCode::Conflict, 0)), []);
+        assert_eq!(shelf.pull(&mut link, at(99_999), 99), []);
+    }
+
+    #[test]
+    fn a_buffer_that_can_not_be_read_is_left_alone_for_a_while() {
+        let mut shelf = Shelf::default();
+        shelf.commit(1, 1);
+        let (mut link, _) = open(&shelf, vec![], CREDIT);
+        let Next::Read(read) = link.next(at(0)) else { panic!("a read") };
+        link.on_read_failed(at(0), read);
+        assert_eq!(link.next(at(4_999)), Next::Idle);
+        assert_eq!(blocks(&shelf.pull(&mut link, at(5_000), 99)), [1]);
+    }
+
+    #[test]
+    fn a_silent_link_is_pinged_after_20_s_and_dead_after_50() {
+        let (mut link, _) = open(&Shelf::default(), vec![], CREDIT);
+        link.on_said(at(19_999));
+        assert!(!link.on_tick(at(19_999)).contains(&Effect::Ping));
+        assert!(link.on_tick(at(20_000)).contains(&Effect::Ping));
+        assert!(!link.on_tick(at(39_999)).contains(&Effect::Ping));
+        assert_eq!(closing(&link.on_tick(at(49_999))), None);
+        let effects = link.on_tick(at(50_000));
+        assert_eq!(closing(&effects).unwrap().ending, None);
+        assert_eq!(link.on_tick(at(99_999)), [], "it is closed once");
+    }
+
+    #[test]
+    fn any_byte_keeps_a_link_alive() {
+        let (mut link, _) = open(&Shelf::default(), vec![], CREDIT);
+        for ms in (0..500_000).step_by(40_000) {
+            link.on_bytes(at(ms));
+            assert_eq!(closing(&link.on_tick(at(ms))), None);
+        }
+    }
+
+    #[test]
+    fn a_heartbeat_goes_as_often_as_the_relay_asked() {
+        let (mut link, _) = open(&Shelf::default(), vec![], CREDIT);
+        let beats = (0..100).filter(|second| {
+            link.on_bytes(at(second * 1000));
+            link.on_tick(at(second * 1000)).contains(&Effect::Heartbeat)
+        });
+        assert_eq!(beats.collect::<Vec<_>>(), [0, 30, 60, 90]);
+    }
+
+    #[test]
+    fn a_relay_that_does_not_greet_or_answer_is_left_after_15_s() {
+        let mut link = Link::new(at(0), Place::default(), None);
+        assert_eq!(link.next_tick_ms(at(0)), 15_000);
+        assert!(closing(&link.on_tick(at(15_000))).is_some());
+        let mut link = Link::new(at(0), Place::default(), None);
+        link.on_event(at(10_000), hello());
+        assert_eq!(closing(&link.on_tick(at(24_999))), None);
+        assert!(closing(&link.on_tick(at(25_000))).unwrap().why.contains("AUTHENTICATE"));
+    }
+
+    #[test]
+    fn a_relay_that_acknowledges_nothing_for_30_s_is_left() {
+        let mut shelf = Shelf::default();
+        shelf.commit(1, 3);
+        let (mut link, _) = open(&shelf, vec![], CREDIT);
+        shelf.pull(&mut link, at(1_000), 99);
+        link.on_bytes(at(30_000));
+        link.on_event(at(30_000), ack(1, &[(1, 3)]));
+        assert_eq!(closing(&link.on_tick(at(59_999))), None, "it acknowledges, if slowly");
+        link.on_bytes(at(59_999));
+        assert!(closing(&link.on_tick(at(60_000))).is_some());
+    }
+
+    #[test]
+    fn drain_stops_the_sending_waits_for_what_is_under_way_and_comes_back_as_asked() {
+        let mut shelf = Shelf::default();
+        shelf.commit(1, 9);
+        let (mut link, _) = open(&shelf, vec![], CREDIT);
+        assert_eq!(blocks(&shelf.pull(&mut link, at(0), 2)), [1]);
+        let drain = Drain { reason: "update".into(), reconnect_after_ms: 3_000, spread_ms: 9_000 };
+        assert_eq!(link.on_event(at(1), ToSatellite::Drain(drain)), []);
+        assert_eq!(shelf.pull(&mut link, at(1), 99), []);
+        let effects = link.on_event(at(2), ack(1, &[(1, 3)]));
+        assert!(matches!(effects[0], Effect::Forget(..)));
+        let ending = Ending::Drained { after: Duration::from_secs(3), spread: Duration::from_secs(9) };
+        assert_eq!(closing(&effects).unwrap().ending, Some(ending));
+    }
+
+    #[test]
+    fn a_link_that_is_to_end_does_not_wait_for_ever() {
+        let mut shelf = Shelf::default();
+        shelf.commit(1, 1);
+        let (mut link, _) = open(&shelf, vec![], CREDIT);
+        shelf.pull(&mut link, at(0), 99);
+        assert_eq!(link.finish(at(0), Closing::lost("over")), []);
+        assert_eq!(closing(&link.on_tick(at(9_999))), None);
+        assert_eq!(closing(&link.on_tick(at(10_000))).unwrap().why, "over");
+    }
+
+    #[test]
+    fn a_refusal_says_whether_waiting_helps() {
+        for (code, permanent) in [(RefusalCode::Revoked, true), (RefusalCode::Overloaded, false)] {
+            let mut link = Link::new(at(0), Place::default(), None);
+            link.on_event(at(0), hello());
+            let refused = Refused { code, message: "no".into(), retry_after_s: 7 };
+            let effects = link.on_event(at(0), ToSatellite::Refused(refused));
+            let retry_after = Duration::from_secs(7);
+            let expected = if permanent { Ending::Permanent { retry_after } } else { Ending::Refused { retry_after } };
+            assert_eq!(closing(&effects).unwrap().ending, Some(expected));
+        }
+    }
+
+    #[test]
+    fn a_relay_of_another_protocol_is_left_for_long() {
+        let mut link = Link::new(at(0), Place::default(), None);
+        let effects = link.on_text(
+            at(0),
+            r#"{"event":"HELLO","data":{"protocol_min":7,"protocol_max":9,"relay":"r","relay_version":"9","clock_ms":0,"heartbeat_s":0}}"#,
+        );
+        assert!(matches!(closing(&effects).unwrap().ending, Some(Ending::Permanent { .. })));
+        assert!(closing(&effects).unwrap().why.contains("update"));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_answered_and_does_not_close() {
+        let (mut link, _) = open(&Shelf::default(), vec![], CREDIT);
+        let code = |effects: Vec<Effect>| match &effects[..] {
+            [Effect::Say(ToRelay::Error(complaint))] => complaint.code.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(code(link.on_text(at(0), r#"{"event":"DANCE","data":{}}"#)), "unsupported");
+        assert_eq!(code(link.on_text(at(0), r#"{"event":"ACK","data":{}}"#)), "malformed");
+        assert_eq!(code(link.on_text(at(0), "hello")), "malformed");
+        assert_eq!(code(link.on_event(at(0), hello())), "malformed");
+        assert!(link.is_open());
+    }
+
+    #[test]
+    fn a_relay_that_talks_nonsense_without_end_is_left() {
+        let (mut link, _) = open(&Shelf::default(), vec![], CREDIT);
+        let closed = (0..200).position(|_| closing(&link.on_text(at(0), "x")).is_some());
+        assert_eq!(closed, Some(COMPLAINTS_MAX as usize));
+    }
+
+    #[test]
+    fn an_event_too_large_closes() {
+        let (mut link, _) = open(&Shelf::default(), vec![], CREDIT);
+        let text = "x".repeat(satellite_shared::wire::to_satellite::event_bytes_max() + 1);
+        assert!(closing(&link.on_text(at(0), &text)).is_some());
+    }
+
+    #[test]
+    fn unknown_fields_are_tolerated() {
+        let (mut link, _) = open(&Shelf::default(), vec![], CREDIT);
+        assert_eq!(link.on_text(at(0), r#"{"event":"HEARTBEAT","data":{"clock_ms":5,"mood":"good"},"more":1}"#), []);
+        assert_eq!(link.on_event(at(0), ToSatellite::Heartbeat(Alive { clock_ms: 0 })), []);
+    }
+
+    #[test]
+    fn what_became_of_a_configuration_is_said_again_on_the_next_connection() {
+        let status = ConfigStatus { version: 4, state: ConfigState::Applied, items: vec![] };
+        let mut link = Link::new(at(0), Place::default(), None);
+        assert_eq!(link.on_status(status.clone()), None, "not before the relay has let us in");
+        let mut link = Link::new(at(0), Place::default(), Some(status.clone()));
+        link.on_event(at(0), hello());
+        let effects = link.on_event(at(0), welcome(vec![], CREDIT));
+        assert!(effects.contains(&Effect::Say(ToRelay::ConfigStatus(status))));
+    }
+
+    #[test]
+    fn a_refresh_says_authenticate_again_and_the_answer_changes_nothing_but_credit() {
+        let mut shelf = Shelf::default();
+        shelf.commit(1, 1);
+        let (mut link, _) = open(&shelf, vec![], 0);
+        assert_eq!(link.refresh(), Some(Effect::Authenticate(1)));
+        let effects = link.on_event(at(1), welcome(vec![], CREDIT));
+        assert!(matches!(effects[..], [Effect::Opened(_)]));
+        assert_eq!(blocks(&shelf.pull(&mut link, at(1), 99)), [1]);
+        assert_eq!(Link::new(at(0), Place::default(), None).refresh(), None);
+    }
+
+    #[test]
+    fn nothing_is_sent_before_the_relay_has_let_us_in() {
+        let mut shelf = Shelf::default();
+        shelf.commit(1, 3);
+        let mut link = Link::new(at(0), shelf.newest, None);
+        assert_eq!(link.next(at(0)), Next::Idle);
+        link.on_event(at(0), hello());
+        assert_eq!(link.next(at(0)), Next::Idle);
+    }
+
+    proptest! {
+        /// Whatever a relay answers and in whatever order, each block is forgotten once it is acknowledged, none before,
+        /// and all in the end.
+        #[test]
+        fn every_block_arrives(
+            backlog in 0u64..30,
+            credit in 200u64..3_000,
+            steps in prop::collection::vec((0u8..5, any::<prop::sample::Index>(), 0u64..4), 0..150),
+        ) {
+            let mut shelf = Shelf::default();
+            shelf.commit(1, backlog);
+            let (mut link, _) = open(&shelf, vec![], credit);
+            let mut now_ms = 0;
+            let mut under_way: Vec<block::Header> = vec![];
+            let mut forgotten: HashMap<Epoch, Ranges> = HashMap::new();
+            let mut taken: HashMap<Epoch, Ranges> = HashMap::new();
+            let mut event = |link: &mut Link, now_ms: u64, event: ToSatellite, taken: &HashMap<Epoch, Ranges>| {
+                for effect in link.on_event(at(now_ms), event) {
+                    if let Effect::Forget(epoch, ranges) = effect {
+                        for &(first, last) in ranges.as_slice() {
+                            assert_eq!(taken[&epoch].overlap(first, last), Overlap::Whole);
+                            forgotten.entry(epoch).or_default().insert(first, last);
+                        }
+                    }
+                }
+                forgotten.values().map(Ranges::len).sum::<u64>()
+            };
+            let accept = |header: block::Header, taken: &mut HashMap<Epoch, Ranges>| {
+                taken.entry(header.epoch).or_default().insert(header.first_seq, header.last_seq());
+                let stored = vec![Stored { epoch: header.epoch, ranges: taken[&header.epoch].clone() }];
+                ToSatellite::Ack(Ack { stored, credit_bytes: credit })
+            };
+            for (what, which, much) in steps {
+                match what {
+                    0 => {
+                        shelf.commit(2, much);
+                        link.on_buffer(shelf.newest);
+                    }
+                    1 => now_ms += much * 1000,
+                    2 => under_way.extend(shelf.pull(&mut link, at(now_ms), much as usize).iter()
+                        .filter(|h| h.kind != FrameKind::Series)),
+                    3 if !under_way.is_empty() => {
+                        let header = under_way.remove(which.index(under_way.len()));
+                        let ack = accept(header, &mut taken);
+                        event(&mut link, now_ms, ack, &taken);
+                    }
+                    4 if !under_way.is_empty() => {
+                        let header = under_way.remove(which.index(under_way.len()));
+                        let code = if much % 2 == 0 { NackCode::Retry } else { NackCode::UnknownSeries };
+                        let opening = if header.epoch == epoch_of(1) { 1 } else { 2 };
+                        event(&mut link, now_ms, nack(opening, header.first_seq, code, much), &taken);
+                    }
+                    _ => {}
+                }
+                let bytes: u64 = under_way.iter().map(|h| shelf.blocks[&Place {
+                    opening: if h.epoch == epoch_of(1) { 1 } else { 2 }, seq: h.first_seq }].len() as u64).sum();
+                prop_assert!(bytes <= credit || under_way.len() == 1);
+            }
+            let all = shelf.blocks.len() as u64 * 3;
+            let mut done = 0;
+            for _ in 0..2_000 {
+                if link.is_drained() {
+                    break;
+                }
+                now_ms += 300_000;
+                under_way.extend(shelf.pull(&mut link, at(now_ms), 999).iter().filter(|h| h.kind != FrameKind::Series));
+                for header in std::mem::take(&mut under_way) {
+                    let ack = accept(header, &mut taken);
+                    done = event(&mut link, now_ms, ack, &taken);
+                }
+            }
+            prop_assert!(link.is_drained());
+            if all > 0 {
+                done = event(&mut link, now_ms, ack(1, &[]), &taken).max(done);
+            }
+            prop_assert_eq!(done, all);
+        }
+    }
+}

@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, Sink as _, Stream as _};
+use rustls::AlertDescription;
 use satellite_shared::clock::Now;
 use satellite_shared::id::Epoch;
 use satellite_shared::ranges::Ranges;
@@ -17,7 +18,7 @@ use satellite_shared::wire::ToRelay;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
 use crate::buffer::{Buffer, HeldStream, Place, ReadError, StoredBlock};
-use crate::uplink::dial::{Socket, chain};
+use crate::uplink::dial::{Socket, chain, rustls_error};
 use crate::uplink::link::{Link, Next, Read, Way};
 
 /// So much is taken from the link before the socket has to take it.
@@ -29,7 +30,12 @@ pub enum Step {
     /// A message came.
     Received(Message),
     /// The connection is gone.
-    Broken(String),
+    Broken {
+        /// Why, for people.
+        why: String,
+        /// Whether the relay's TLS says that our certificate has ended.
+        expired: bool,
+    },
     /// The socket has taken everything.
     Written,
     /// The buffer has answered.
@@ -166,8 +172,10 @@ impl Session {
         }
         match Pin::new(&mut self.socket).poll_next(cx) {
             Poll::Ready(Some(Ok(message))) => return Poll::Ready(Step::Received(message)),
-            Poll::Ready(Some(Err(error))) => return Poll::Ready(Step::Broken(broken(&error))),
-            Poll::Ready(None) => return Poll::Ready(Step::Broken("the relay closed the connection".into())),
+            Poll::Ready(Some(Err(error))) => return Poll::Ready(broken(&error)),
+            Poll::Ready(None) => {
+                return Poll::Ready(Step::Broken { why: "the relay closed the connection".into(), expired: false });
+            }
             Poll::Pending => {}
         }
         if self.out.is_empty() && self.flushed {
@@ -175,7 +183,7 @@ impl Session {
         }
         match ready!(self.poll_write(cx)) {
             Ok(()) => Poll::Ready(Step::Written),
-            Err(error) => Poll::Ready(Step::Broken(broken(&error))),
+            Err(error) => Poll::Ready(broken(&error)),
         }
     }
 
@@ -230,9 +238,13 @@ fn work(buffer: Buffer, job: Job) -> BoxFuture<'static, Done> {
     .boxed()
 }
 
-fn broken(error: &WsError) -> String {
-    match error {
+/// A certificate that the relay's TLS refuses may show only at the first reading.
+fn broken(error: &WsError) -> Step {
+    let expired =
+        matches!(rustls_error(error), Some(rustls::Error::AlertReceived(AlertDescription::CertificateExpired)));
+    let why = match error {
         WsError::Capacity(capacity) => format!("the relay sent too large a message: {capacity}"),
         other => format!("the connection broke: {}", chain(other)),
-    }
+    };
+    Step::Broken { why, expired }
 }
