@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+pub mod watermark;
+
 use bytes::Bytes;
 use satellite_shared::gap::Gap;
 use satellite_shared::id::{Epoch, SatelliteId};

@@ -1,0 +1,31 @@
+//! How every Parquet object of the archive is written: zstd, dictionaries, bounded row groups, said order.
+
+use std::sync::Arc;
+
+use arrow_schema::Schema;
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::SortingColumn;
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
+
+/// Rows in one row group: what a reader decodes at least, and what the writer holds.
+const GROUP_ROWS: usize = 128 << 10;
+
+/// What samples and gaps have in common; the rows are sorted by these leaf columns.
+pub(super) fn properties(sorted_by: &[i32]) -> WriterPropertiesBuilder {
+    let column = |&column_idx: &i32| SortingColumn { column_idx, descending: false, nulls_first: false };
+    WriterProperties::builder()
+        .set_created_by(concat!("satellite-relay ", env!("CARGO_PKG_VERSION")).to_owned())
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(3).unwrap_or_default()))
+        .set_max_row_group_row_count(Some(GROUP_ROWS))
+        .set_statistics_enabled(EnabledStatistics::Chunk)
+        .set_sorting_columns(Some(sorted_by.iter().map(column).collect()))
+}
+
+/// Writes one object into memory.
+pub(super) fn writer(schema: Arc<Schema>, properties: WriterProperties) -> Result<ArrowWriter<Vec<u8>>, ParquetError> {
+    let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
+    ArrowWriter::try_new_with_options(Vec::new(), schema, options)
+}
