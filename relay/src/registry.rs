@@ -7,13 +7,19 @@
 //! The command line is another process on the same file. What it changes of a satellite gets the next number of one
 //! counter, the revision, so that the serving process finds all changes by asking for what is above the last one.
 
+pub mod batches;
+
 pub mod certificates;
 
 pub mod configs;
 
+pub mod dead_letters;
+
 pub mod leases;
 
 pub mod satellites;
+
+pub mod streams;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -25,10 +31,13 @@ use sqlx::{Any, AnyConnection, AnyPool, ConnectOptions, Connection, Executor, Ro
 
 use crate::data_dir::{DataDir, DataDirError};
 
+pub use self::batches::Intent;
 pub use self::certificates::{CertificateRow, CertificateState};
 pub use self::configs::ConfigRow;
+pub use self::dead_letters::DeadLetter;
 pub use self::leases::{Claim, LeaseRow, NewLease};
 pub use self::satellites::{Change, SatelliteRow, Seen};
+pub use self::streams::StreamRow;
 
 /// Readers wait for nobody in WAL mode, writers for each other; more would only wait.
 const CONNECTIONS_MAX: u32 = 4;
@@ -254,6 +263,11 @@ fn unsigned(what: &'static str, number: i64) -> Result<u64, RegistryError> {
 
 fn signed(what: &'static str, number: u64) -> Result<i64, RegistryError> {
     i64::try_from(number).map_err(|e| RegistryError::content(what, e))
+}
+
+/// A count that only a liar reaches: the row shall not fail to be written because of it.
+fn clamped(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
