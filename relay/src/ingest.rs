@@ -249,11 +249,8 @@ impl Committer {
     /// # Errors
     /// When somebody else ended a batch of this committer.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), IngestError> {
-        let abandoned = tokio::select! {
-            abandoned = recovery::resolve(&self.parts) => abandoned,
-            () = shutdown.cancelled() => return Ok(()),
-        };
-        let sweep = recovery::sweep(self.parts.clone(), abandoned).fuse();
+        let Some(abandoned) = self.resolve(&shutdown).await else { return Ok(()) };
+        let sweep = recovery::sweep(self.parts.clone(), abandoned, recovery::SWEEPS).fuse();
         tokio::pin!(sweep);
         let mut sweeping = true;
         loop {
@@ -270,6 +267,17 @@ impl Committer {
             }
         }
         self.finish().await
+    }
+
+    /// The keys to sweep; `None` when the relay is to stop and storage does not answer.
+    async fn resolve(&self, shutdown: &CancellationToken) -> Option<Vec<String>> {
+        let resolve = recovery::resolve(&self.parts);
+        tokio::pin!(resolve);
+        tokio::select! {
+            abandoned = &mut resolve => return Some(abandoned),
+            () = shutdown.cancelled() => {}
+        }
+        tokio::time::timeout(GRACE, resolve).await.ok()
     }
 
     async fn on_block(&mut self, block: Block) {
@@ -370,3 +378,6 @@ fn lock(path: PathBuf, data_dir: &Path) -> Result<File, IngestError> {
         Err(source) => Err(IngestError::Lock { path, source: source.into() }),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,7 +16,7 @@ use crate::registry::{Intent, RegistryError};
 use crate::sink::archive::StoreError;
 
 /// When the keys of abandoned batches are deleted again.
-const SWEEPS: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(600)];
+pub(super) const SWEEPS: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(600)];
 /// Batches abandoned so long ago are not swept by the next start of the relay.
 const SWEPT_MS: i64 = 15 * 60_000;
 
@@ -50,13 +50,13 @@ pub(super) async fn resolve(parts: &Parts) -> Vec<String> {
 }
 
 /// Deletes what a put may have left under keys of abandoned batches, and ends.
-pub(super) async fn sweep(parts: Parts, keys: Vec<String>) {
+pub(super) async fn sweep(parts: Parts, keys: Vec<String>, times: [Duration; 2]) {
     if keys.is_empty() {
         return;
     }
     let mut slept = Duration::ZERO;
-    for after in SWEEPS {
-        tokio::time::sleep(after - slept).await;
+    for after in times {
+        tokio::time::sleep(after.saturating_sub(slept)).await;
         slept = after;
         delete(&parts, keys.iter().map(String::as_str)).await;
     }
