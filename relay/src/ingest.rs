@@ -18,9 +18,7 @@ mod tally;
 pub mod watermark;
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::fs::File;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 pub use commit::CommitError;
 pub use tally::Tally;
 
+use crate::data_dir::{DataDir, DataDirError};
 use crate::ingest::intake::{Bounds, Filling, Intake};
 use crate::registry::{Registry, RegistryError, random};
 use crate::sink::archive::Store;
@@ -179,17 +178,9 @@ struct Parts {
 /// Why the committer can't begin or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum IngestError {
-    /// Another process commits into this data directory.
-    #[error("another satellite-relay serves from {0}: stop that one, or give this one another --data-dir")]
-    Taken(PathBuf),
-    /// The lock can't be made.
-    #[error("{path}: {source}; the data directory must belong to the user that runs the relay")]
-    Lock {
-        /// Which file.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
+    /// Another process commits into this data directory, or it can't be locked.
+    #[error(transparent)]
+    DataDir(DataDirError),
     /// Somebody else ended a batch of this committer.
     #[error(transparent)]
     Commit(CommitError),
@@ -223,13 +214,13 @@ impl Committer {
     /// # Errors
     /// When another process commits into this data directory.
     pub fn open(
-        data_dir: &Path,
+        data_dir: &DataDir,
         registry: Registry,
         store: Store,
         clock: Arc<dyn Clock>,
         settings: Settings,
     ) -> Result<(Ingest, Self), IngestError> {
-        let lock = lock(data_dir.join("ingest.lock"), data_dir)?;
+        let lock = data_dir.lock_or_refuse("ingest.lock").map_err(IngestError::DataDir)?;
         let (sender, blocks) = mpsc::channel(BLOCKS_MAX);
         let ingest = Ingest { blocks: sender, registry: registry.clone() };
         let bounds = Bounds {
@@ -249,7 +240,7 @@ impl Committer {
     /// # Errors
     /// When somebody else ended a batch of this committer.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), IngestError> {
-        let Some(abandoned) = self.resolve(&shutdown).await else { return Ok(()) };
+        let Some(abandoned) = resolve(&self.parts, &shutdown).await else { return Ok(()) };
         let sweep = recovery::sweep(self.parts.clone(), abandoned, recovery::SWEEPS).fuse();
         tokio::pin!(sweep);
         let mut sweeping = true;
@@ -267,17 +258,6 @@ impl Committer {
             }
         }
         self.finish().await
-    }
-
-    /// The keys to sweep; `None` when the relay is to stop and storage does not answer.
-    async fn resolve(&self, shutdown: &CancellationToken) -> Option<Vec<String>> {
-        let resolve = recovery::resolve(&self.parts);
-        tokio::pin!(resolve);
-        tokio::select! {
-            abandoned = &mut resolve => return Some(abandoned),
-            () = shutdown.cancelled() => {}
-        }
-        tokio::time::timeout(GRACE, resolve).await.ok()
     }
 
     async fn on_block(&mut self, block: Block) {
@@ -355,6 +335,17 @@ impl Committer {
     }
 }
 
+/// The keys to sweep; `None` when the relay is to stop and storage does not answer.
+async fn resolve(parts: &Parts, shutdown: &CancellationToken) -> Option<Vec<String>> {
+    let resolve = recovery::resolve(parts);
+    tokio::pin!(resolve);
+    tokio::select! {
+        abandoned = &mut resolve => return Some(abandoned),
+        () = shutdown.cancelled() => {}
+    }
+    tokio::time::timeout(GRACE, resolve).await.ok()
+}
+
 impl Parts {
     fn batch_id(&self) -> BatchId {
         BatchId::new(self.clock.now().wall_ms, random())
@@ -366,16 +357,6 @@ async fn landed(flight: &mut Option<Flight>) -> (Filling, Result<(), CommitError
     match flight {
         Some(flight) => flight.await,
         None => std::future::pending().await,
-    }
-}
-
-fn lock(path: PathBuf, data_dir: &Path) -> Result<File, IngestError> {
-    let opened = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-    let file = opened.map_err(|source| IngestError::Lock { path: path.clone(), source })?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(IngestError::Taken(data_dir.to_owned())),
-        Err(source) => Err(IngestError::Lock { path, source: source.into() }),
     }
 }
 

@@ -193,8 +193,8 @@ impl Rig {
     #[expect(clippy::disallowed_methods, reason = "the test is the wiring")]
     fn start_on(&self, store: Arc<dyn ObjectStore>) -> Running {
         let store = Store::new(store, "test".into());
-        let opened =
-            Committer::open(self.dir.path(), self.registry.clone(), store, Arc::clone(&self.clock), self.settings);
+        let data_dir = DataDir::open(self.dir.path()).unwrap();
+        let opened = Committer::open(&data_dir, self.registry.clone(), store, Arc::clone(&self.clock), self.settings);
         let (ingest, committer) = opened.unwrap();
         let shutdown = CancellationToken::new();
         Running { ingest, shutdown: shutdown.clone(), task: tokio::spawn(committer.run(shutdown)) }
@@ -608,13 +608,13 @@ async fn a_data_directory_has_one_committer() {
     let rig = Rig::new().await;
     let running = rig.start();
     let second = Committer::open(
-        rig.dir.path(),
+        &DataDir::open(rig.dir.path()).unwrap(),
         rig.registry.clone(),
         Store::new(Arc::new(rig.folder()), "test".into()),
         Arc::clone(&rig.clock),
         rig.settings,
     );
-    assert!(matches!(second, Err(IngestError::Taken(_))));
+    assert!(matches!(second, Err(IngestError::DataDir(DataDirError::Locked { .. }))));
     running.stop().await;
     rig.start().stop().await;
 }

@@ -65,6 +65,7 @@ mod tests {
     use satellite_shared::wire::block::Group;
 
     use super::*;
+    use crate::data_dir::DataDir;
     use crate::sink::Origin;
     use crate::sink::archive::layout::BatchId;
     use crate::sink::archive::reader::Query;
@@ -210,7 +211,7 @@ mod tests {
     #[tokio::test]
     async fn the_newest_rows_are_found_and_a_damaged_object_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Settings::default().open(dir.path()).unwrap();
+        let store = Settings::default().open(&DataDir::open(dir.path()).unwrap()).unwrap();
         let (batch, rows) = batch();
         for object in encode(&batch).unwrap() {
             store.put(&object.key, object.bytes).await.unwrap();

@@ -20,6 +20,8 @@ use object_store::{BackoffConfig, ObjectStore, ObjectStoreExt, RetryConfig};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer};
 
+use crate::data_dir::{DataDir, DataDirError};
+
 /// The folder below the data directory where records lie when the settings name no other place.
 pub const FOLDER: &str = "records";
 /// A credentials file: two short lines.
@@ -76,6 +78,9 @@ pub enum InvalidPlace {
     /// The credentials file holds something else.
     #[error("archive credentials file {0}: it needs the lines `aws_access_key_id = …` and `aws_secret_access_key = …`")]
     Credentials(PathBuf),
+    /// The default folder can't be made.
+    #[error(transparent)]
+    DataDir(DataDirError),
     /// The folder can't be made or entered.
     #[error("archive folder {path}: {source}")]
     Folder {
@@ -138,13 +143,13 @@ impl Settings {
     ///
     /// # Errors
     /// Says which setting can't be used, and what to write instead.
-    pub fn open(&self, data_dir: &FilePath) -> Result<Store, InvalidPlace> {
+    pub fn open(&self, data_dir: &DataDir) -> Result<Store, InvalidPlace> {
         match self.url.as_deref() {
-            None => local(&data_dir.join(FOLDER)),
+            None => local(data_dir.folder(FOLDER).map_err(InvalidPlace::DataDir)?.path()),
             Some(url) if url.starts_with("s3://") => self.bucket(url),
             Some(url) if url.starts_with("file://") => local(FilePath::new(&url["file://".len()..])),
             Some(url) if url.contains("://") => Err(InvalidPlace::Scheme(url.chars().take(200).collect())),
-            Some(folder) => local(&data_dir.join(folder)),
+            Some(folder) => local(&data_dir.path().join(folder)),
         }
     }
 
@@ -324,7 +329,7 @@ mod tests {
 
     fn refusal(settings: &Settings) -> String {
         let dir = tempfile::tempdir().unwrap();
-        settings.open(dir.path()).map(|_| ()).unwrap_err().to_string()
+        settings.open(&DataDir::open(dir.path()).unwrap()).map(|_| ()).unwrap_err().to_string()
     }
 
     #[test]
@@ -362,7 +367,7 @@ mod tests {
     #[tokio::test]
     async fn an_object_is_put_measured_listed_and_deleted() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Settings::default().open(dir.path()).unwrap();
+        let store = Settings::default().open(&DataDir::open(dir.path()).unwrap()).unwrap();
         assert_eq!(store.size("a/b.parquet").await.unwrap(), None);
         store.put("a/b.parquet", Bytes::from_static(b"12345")).await.unwrap();
         store.put("a/b.parquet", Bytes::from_static(b"123456")).await.unwrap();
