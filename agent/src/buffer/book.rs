@@ -33,16 +33,28 @@ pub(super) struct Head {
     pub(super) loss_next: u64,
     /// Pieces of the recorder's notes.
     pub(super) notes_pieces: u64,
+    /// Blocks held, of all openings: a store that holds others has lost some without a word.
+    pub(super) blocks: u64,
+    /// Bytes of blocks and series held.
+    pub(super) bytes: u64,
 }
 
 impl Head {
-    const BYTES: usize = 52;
+    const BYTES: usize = 68;
 
     fn encode(&self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
         bytes[..4].copy_from_slice(&self.opening.to_le_bytes());
-        let numbers =
-            [self.last_seq, self.due_through, self.next_series, self.loss_first, self.loss_next, self.notes_pieces];
+        let numbers = [
+            self.last_seq,
+            self.due_through,
+            self.next_series,
+            self.loss_first,
+            self.loss_next,
+            self.notes_pieces,
+            self.blocks,
+            self.bytes,
+        ];
         for (at, number) in bytes[4..].chunks_exact_mut(8).zip(numbers) {
             at.copy_from_slice(&number.to_le_bytes());
         }
@@ -64,6 +76,8 @@ impl Head {
             loss_first: number(3),
             loss_next: number(4),
             notes_pieces: number(5),
+            blocks: number(6),
+            bytes: number(7),
         })
     }
 }
@@ -163,6 +177,11 @@ impl Book {
             let held = opening.and_then(|opening| book.openings.get_mut(&opening));
             held.ok_or_else(|| damaged("a series belongs to no opening"))?.series_bytes += frame.len() as u64;
         }
+        let bytes = book.payload_bytes() + book.series_bytes();
+        if (book.blocks(), bytes) != (head.blocks, head.bytes) {
+            let said = format!("{} blocks and {} bytes with series", head.blocks, head.bytes);
+            return Err(damaged(&format!("it should hold {said}, and holds {} and {bytes}", book.blocks())));
+        }
         Ok(Some(book))
     }
 
@@ -188,12 +207,14 @@ impl Book {
     }
 
     /// Writes the head as it is now.
-    pub(super) fn put_head(&self, changes: &mut Changes) {
+    pub(super) fn put_head(&mut self, changes: &mut Changes) {
+        self.head.blocks = self.blocks();
+        self.head.bytes = self.payload_bytes() + self.series_bytes();
         changes.put(HEAD_KEY.to_vec(), meta::write(self.counter, HEAD_KEY, &self.head.encode()));
     }
 
     /// Writes all small values: descriptors, losses, notes and the head.
-    pub(super) fn put_all_small(&self, changes: &mut Changes) {
+    pub(super) fn put_all_small(&mut self, changes: &mut Changes) {
         for (opening, held) in &self.openings {
             self.put_small(&block_store::opening_key(*opening), &held.descriptor, changes);
         }

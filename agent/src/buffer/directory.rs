@@ -6,6 +6,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
@@ -13,6 +14,9 @@ use super::block_store::StoreError;
 
 /// The newest format that this version knows, and the one it writes.
 pub(super) const FORMAT: u32 = 1;
+
+const LOCK_TRIES: u32 = 25;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Why a directory can't be used now.
 #[derive(Debug, thiserror::Error)]
@@ -48,11 +52,7 @@ impl Directory {
             std::fs::create_dir_all(parent)?;
         }
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(beside(path, "lock"))?;
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(DirectoryError::Locked),
-            Err(errno) => return Err(io::Error::from(errno).into()),
-        }
+        take(&lock)?;
         let directory = Self { path: path.to_owned(), _lock: lock };
         directory.finish_replacement()?;
         std::fs::create_dir_all(path)?;
@@ -133,6 +133,18 @@ impl Directory {
         }
         Ok(found)
     }
+}
+
+/// Takes a lock. A child that another thread is just starting holds a copy of it until its program begins.
+fn take(lock: &File) -> Result<(), DirectoryError> {
+    for _ in 0..LOCK_TRIES {
+        match rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(LOCK_PAUSE),
+            Err(errno) => return Err(io::Error::from(errno).into()),
+        }
+    }
+    Err(DirectoryError::Locked)
 }
 
 /// Removes a directory with all that is in it, if it is there.

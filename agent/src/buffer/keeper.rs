@@ -22,7 +22,7 @@ use super::block_store::{self, BlockStore, Changes, StoreError};
 use super::book::{self, Book, Descriptor, Held};
 use super::directory::Directory;
 use super::eviction::{Pressure, Tally};
-use super::mark::Mark;
+use super::mark::{HeldSpan, Mark};
 use super::{
     BufferSettings, BufferState, Commit, CommitError, Committed, Health, HeldStream, OpenError, Opened, Place,
     ReadError, StoredBlock,
@@ -142,6 +142,7 @@ impl Keeper {
             Err(Refusal::Later(why)) => keeper.degrade(why),
         }
         keeper.publish();
+        keeper.write_mark();
         let mut streams = keeper.streams().unwrap_or_default();
         streams.retain(|held| held.opening != keeper.descriptor.opening);
         let opened = Opened {
@@ -200,8 +201,8 @@ impl Keeper {
         } else {
             self.health = Health::Healthy;
         }
-        self.tend(room, floor);
         self.publish();
+        self.tend(room, floor);
         Ok(Committed { losses: self.book.losses.values().cloned().collect(), degraded: disk_short })
     }
 
@@ -372,6 +373,8 @@ impl Keeper {
             }
             self.unflushed += changes.count();
             next.drop_finished(store, &mut changes)?;
+            next.counter += 1;
+            next.put_head(&mut changes);
             store.apply(changes)?;
             self.book = next;
             if self.unflushed >= FORGOTTEN_UNFLUSHED_MAX {
@@ -400,20 +403,17 @@ impl Keeper {
     fn streams(&self) -> Result<Vec<HeldStream>, StoreError> {
         let Some(store) = &self.store else { return Ok(Vec::new()) };
         let mut streams = Vec::new();
-        for (opening, held) in self.book.openings.iter().filter(|(_, held)| held.blocks > 0) {
-            let all = || block_store::span(*opening);
-            let Some(first) = store.scan(&all().0, &all().1).next() else { continue };
-            let Some(last) = store.scan(&all().0, &all().1).last_of() else { continue };
-            let first = block::header(&first?.1).map_err(|error| StoreError::Damaged(error.to_string()))?;
-            let last = block::header(&last?.1).map_err(|error| StoreError::Damaged(error.to_string()))?;
+        for span in spans(store, &self.book)? {
+            let Some(held) = self.book.openings.get(&span.opening) else { continue };
+            let descriptor = held.descriptor.clone();
             streams.push(HeldStream {
-                opening: *opening,
+                opening: span.opening,
                 stream: Stream {
-                    epoch: held.descriptor.epoch,
-                    boot_id: held.descriptor.boot_id.clone(),
-                    opened_ms: held.descriptor.opened_ms,
-                    first_seq: first.first_seq,
-                    last_seq: last.last_seq(),
+                    epoch: descriptor.epoch,
+                    boot_id: descriptor.boot_id,
+                    opened_ms: descriptor.opened_ms,
+                    first_seq: span.first_seq,
+                    last_seq: span.last_seq,
                 },
             });
         }
@@ -479,22 +479,31 @@ impl Keeper {
             health: self.health.clone(),
         });
         let Some(store) = self.store.as_ref().filter(|_| self.begun) else { return };
-        let opening = self.descriptor.opening;
-        let (from, below) = (Place { opening, seq: 0 }, Place { opening: opening.saturating_add(1), seq: 0 });
-        let first = store.blocks(from, below).next().and_then(|item| block::header(&item.ok()?.1).ok());
-        let head = &self.book.head;
-        let after = (head.last_seq + 1, head.due_through);
-        let (held_seq, held_due_before) = first.map_or(after, |header| (header.first_seq, header.due_before));
-        self.mark = Some(Mark {
-            opening,
-            epoch: self.descriptor.epoch,
-            last_seq: head.last_seq,
-            due_through: head.due_through,
-            held_seq,
-            held_due_before,
-            wall_ms: self.clock.now().wall_ms,
+        if let Ok(held) = spans(store, &self.book) {
+            self.mark = Some(Mark { opening: self.descriptor.opening, wall_ms: self.clock.now().wall_ms, held });
+        }
+    }
+}
+
+/// From where to where blocks are held, of every opening that holds some.
+fn spans(store: &BlockStore, book: &Book) -> Result<Vec<HeldSpan>, StoreError> {
+    let mut spans = Vec::new();
+    for (opening, held) in book.openings.iter().filter(|(_, held)| held.blocks > 0) {
+        let (from, below) = block_store::span(*opening);
+        let (first, last) = (store.scan(&from, &below).next(), store.scan(&from, &below).last_of());
+        let (Some(first), Some(last)) = (first, last) else { continue };
+        let header = |frame: &[u8]| block::header(frame).map_err(|error| StoreError::Damaged(error.to_string()));
+        let (first, last) = (header(&first?.1)?, header(&last?.1)?);
+        spans.push(HeldSpan {
+            opening: *opening,
+            epoch: held.descriptor.epoch,
+            first_seq: first.first_seq,
+            due_before: first.due_before,
+            last_seq: last.last_seq(),
+            due_through: last.due_through(),
         });
     }
+    Ok(spans)
 }
 
 fn read_blocks(

@@ -1,38 +1,46 @@
-//! A note beside the store of how far it was, so that a tail which the store loses silently is noticed.
+//! A note beside the store of what it held, so that what the store loses silently is noticed.
 //!
 //! sled takes a bad checksum in its log for the log's end and opens without a word. The mark is written when the
 //! buffer closes and every ten minutes, never before what it says is durable: a store that is behind its mark has
 //! lost something. It need not be durable itself.
 
+use std::cmp::Ordering;
 use std::io;
 use std::path::Path;
 
-use satellite_shared::gap::{Lost, Reason};
 use satellite_shared::id::Epoch;
 use serde::{Deserialize, Serialize};
 
-use super::Loss;
 use super::book::Head;
 
 const NAME: &str = "mark";
 
-/// How far the store was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// What the store held.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Mark {
     /// The newest opening.
     pub(super) opening: u32,
+    /// When, wall clock.
+    pub(super) wall_ms: i64,
+    /// The openings that held blocks.
+    pub(super) held: Vec<HeldSpan>,
+}
+
+/// From where to where blocks of an opening were held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct HeldSpan {
+    /// Which opening.
+    pub(super) opening: u32,
     /// Its epoch.
     pub(super) epoch: Epoch,
-    /// Its last committed record.
+    /// The first record held.
+    pub(super) first_seq: u64,
+    /// Samples due before it.
+    pub(super) due_before: u64,
+    /// The last record held.
     pub(super) last_seq: u64,
-    /// Samples due up to there.
+    /// Samples due up to it.
     pub(super) due_through: u64,
-    /// The first record of it that was still held, or the one after the last.
-    pub(super) held_seq: u64,
-    /// Samples due before that.
-    pub(super) held_due_before: u64,
-    /// When.
-    pub(super) wall_ms: i64,
 }
 
 impl Mark {
@@ -48,21 +56,18 @@ impl Mark {
         std::fs::rename(new, dir.join(NAME))
     }
 
-    /// What a store with this head lacks.
-    pub(super) fn missing(&self, head: &Head) -> Option<Loss> {
-        let (known_seq, known_due) = match head.opening.cmp(&self.opening) {
-            std::cmp::Ordering::Less => (0, 0),
-            std::cmp::Ordering::Equal => (head.last_seq, head.due_through),
-            std::cmp::Ordering::Greater => return None,
-        };
-        let (first_seq, due_before) =
-            if self.held_seq > known_seq { (self.held_seq, self.held_due_before) } else { (known_seq + 1, known_due) };
-        if first_seq > self.last_seq {
-            return None;
-        }
-        let lost = Lost { epoch: self.epoch, first_seq, last_seq: self.last_seq, due_through: self.due_through };
-        let count = self.due_through.saturating_sub(due_before);
-        Some(Loss { lost, count, from_ms: self.wall_ms, to_ms: self.wall_ms, reason: Reason::Corrupt })
+    /// What was held of an epoch.
+    pub(super) fn span(&self, epoch: Epoch) -> Option<&HeldSpan> {
+        self.held.iter().find(|span| span.epoch == epoch)
+    }
+
+    /// Whether a store with this head has lost what it had committed.
+    pub(super) fn is_ahead_of(&self, head: &Head) -> bool {
+        self.held.iter().any(|span| match head.opening.cmp(&span.opening) {
+            Ordering::Less => true,
+            Ordering::Equal => head.last_seq < span.last_seq,
+            Ordering::Greater => false,
+        })
     }
 }
 
@@ -71,37 +76,27 @@ mod tests {
     use super::*;
 
     fn mark() -> Mark {
-        Mark {
-            opening: 3,
-            epoch: Epoch(9),
-            last_seq: 100,
-            due_through: 90,
-            held_seq: 51,
-            held_due_before: 45,
-            wall_ms: 1,
-        }
-    }
-
-    fn range(head: Head) -> Option<(u64, u64, u64)> {
-        mark().missing(&head).map(|loss| (loss.lost.first_seq, loss.lost.last_seq, loss.count))
+        let span =
+            HeldSpan { opening: 3, epoch: Epoch(9), first_seq: 51, due_before: 45, last_seq: 100, due_through: 90 };
+        let older =
+            HeldSpan { opening: 2, epoch: Epoch(8), first_seq: 1, due_before: 0, last_seq: 10, due_through: 10 };
+        Mark { opening: 3, wall_ms: 1, held: vec![older, span] }
     }
 
     #[test]
-    fn a_store_behind_its_mark_lacks_what_was_held() {
-        let head = Head { opening: 3, last_seq: 70, due_through: 60, ..Head::default() };
-        assert_eq!(range(head), Some((71, 100, 30)));
-        assert_eq!(range(Head { last_seq: 20, due_through: 15, ..head }), Some((51, 100, 45)));
-        assert_eq!(range(Head { opening: 2, last_seq: 500, ..head }), Some((51, 100, 45)));
+    fn a_store_behind_its_mark_has_lost_something() {
+        let head = Head { opening: 3, last_seq: 99, ..Head::default() };
+        assert!(mark().is_ahead_of(&head));
+        assert!(mark().is_ahead_of(&Head { opening: 2, last_seq: 10, ..head }));
+        assert!(mark().is_ahead_of(&Head::default()));
     }
 
     #[test]
-    fn a_store_at_or_past_its_mark_lacks_nothing() {
-        let head = Head { opening: 3, last_seq: 100, due_through: 90, ..Head::default() };
-        assert_eq!(range(head), None);
-        assert_eq!(range(Head { last_seq: 200, ..head }), None);
-        assert_eq!(range(Head { opening: 4, last_seq: 0, ..head }), None);
-        let drained = Mark { held_seq: 101, held_due_before: 90, ..mark() };
-        assert_eq!(drained.missing(&Head { last_seq: 70, ..head }), None);
+    fn a_store_at_or_past_its_mark_has_not() {
+        let head = Head { opening: 3, last_seq: 100, ..Head::default() };
+        assert!(!mark().is_ahead_of(&head));
+        assert!(!mark().is_ahead_of(&Head { opening: 4, last_seq: 0, ..head }));
+        assert!(!Mark::default().is_ahead_of(&Head::default()));
     }
 
     #[test]

@@ -10,7 +10,9 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
+use rustix::fs::MemfdFlags;
 use satellite_shared::gap::{Lost, Reason};
 use satellite_shared::id::Epoch;
 use satellite_shared::limits;
@@ -18,9 +20,11 @@ use satellite_shared::wire::block::{self, FrameKind, Header};
 
 use super::block_store::{self, BlockStore, Changes, HEAD_KEY, StoreError};
 use super::book::{Book, Descriptor, Head, Held};
-use super::mark::Mark;
+use super::mark::{HeldSpan, Mark};
 use super::{Loss, Place, meta};
 
+/// Files up to this length are kept in memory while they are opened.
+const IMAGE_BYTES_MAX: u64 = 32 << 20;
 const WINDOW_BYTES: usize = 1 << 20;
 const SECTOR_BYTES: usize = 4 << 10;
 /// How much is written to the new store at once.
@@ -68,6 +72,17 @@ impl Rescue {
     pub(super) fn losses(&self) -> usize {
         self.book.losses.len()
     }
+}
+
+/// A copy in memory of a file that is not long: opening a damaged store zeroes what sled takes for a torn tail.
+pub(super) fn image(path: &Path) -> io::Result<Option<File>> {
+    let mut file = File::open(path)?;
+    if file.metadata()?.len() > IMAGE_BYTES_MAX {
+        return Ok(None);
+    }
+    let mut image = File::from(rustix::fs::memfd_create("buffer", MemfdFlags::CLOEXEC)?);
+    io::copy(&mut file, &mut image)?;
+    Ok(Some(image))
 }
 
 /// Looks through a file; sectors that can't be read are passed over.
@@ -166,7 +181,7 @@ impl Finds {
 }
 
 /// The store that these finds amount to. New losses are numbered from `loss_next` on, or higher.
-pub(super) fn plan(finds: &Finds, mark: Option<&Mark>, loss_next: u64) -> Rescue {
+pub(super) fn plan(finds: &Finds, mark: &Mark, loss_next: u64) -> Rescue {
     let (counter, mut head) = finds.head().unwrap_or_default();
     let mut book = Book { counter: counter + 1, losses: finds.losses(&head), ..Book::default() };
     book.notes = finds.notes(&head).unwrap_or_default();
@@ -174,24 +189,29 @@ pub(super) fn plan(finds: &Finds, mark: Option<&Mark>, loss_next: u64) -> Rescue
     head.loss_next = head.loss_next.max(loss_next);
     book.head = head;
 
-    let mut openings = rescued_openings(finds);
-    for opening in &mut openings {
-        let tail = (opening.descriptor.opening == head.opening).then_some(&head);
-        let mark = mark.filter(|mark| mark.epoch == opening.descriptor.epoch);
-        for loss in holes(opening, tail, mark) {
+    let openings = rescued_openings(finds);
+    for opening in &openings {
+        let number = opening.descriptor.opening;
+        let span = mark.span(opening.descriptor.epoch);
+        let tail = (number == head.opening).then_some(&head);
+        for loss in holes(opening, span, tail) {
             book.losses.insert(book.head.loss_next, loss);
             book.head.loss_next += 1;
         }
-        let number = opening.descriptor.opening;
-        if number > book.head.opening {
+        if number > head.opening {
             // The head was lost: the newest opening is what was found of it.
-            let last = opening.blocks.last().map(|found| found.header);
             book.head.opening = number;
-            book.head.last_seq = last.map_or(0, |header| header.last_seq());
-            book.head.due_through = last.map_or(0, |header| header.due_through());
             book.head.next_series = opening.series.last().map_or(0, |found| found.header.last_seq() + 1);
         }
         book.openings.insert(number, Held::new(opening.descriptor.clone()));
+    }
+    let unfound = |span: &&HeldSpan| openings.iter().all(|opening| opening.descriptor.epoch != span.epoch);
+    for span in mark.held.iter().filter(unfound) {
+        let mark_ms = mark.wall_ms;
+        let edge = Edge { seq: span.first_seq - 1, due: span.due_before, ms: mark_ms };
+        let loss = edge.loss(span.epoch, Edge { seq: span.last_seq, due: span.due_through, ms: mark_ms });
+        book.losses.insert(book.head.loss_next, loss);
+        book.head.loss_next += 1;
     }
     book.head.loss_first = book.losses.keys().next().copied().unwrap_or(book.head.loss_next);
     Rescue { book, openings }
@@ -240,58 +260,69 @@ fn drop_overlaps(blocks: &mut Vec<Found>) {
     });
 }
 
-/// What is missing between the blocks of an opening, and after them up to its head.
-fn holes(opening: &Rescued, head: Option<&Head>, mark: Option<&Mark>) -> Vec<Loss> {
-    let epoch = opening.descriptor.epoch;
-    let held_seq = mark.map_or(1, |mark| mark.held_seq);
-    let loss = |first_seq: u64, last_seq: u64, due_before: u64, due_through: u64, from_ms: i64, to_ms: i64| {
-        let real = first_seq <= last_seq && last_seq >= held_seq;
-        real.then(|| Loss {
-            lost: Lost { epoch, first_seq, last_seq, due_through },
-            count: due_through.saturating_sub(due_before),
-            from_ms: from_ms.min(to_ms),
-            to_ms: from_ms.max(to_ms),
+/// Up to where an epoch's records are accounted for.
+#[derive(Debug, Clone, Copy)]
+struct Edge {
+    seq: u64,
+    due: u64,
+    ms: i64,
+}
+
+impl Edge {
+    /// What lies behind this edge up to another.
+    fn loss(self, epoch: Epoch, to: Self) -> Loss {
+        Loss {
+            lost: Lost { epoch, first_seq: self.seq + 1, last_seq: to.seq, due_through: to.due },
+            count: to.due.saturating_sub(self.due),
+            from_ms: self.ms.min(to.ms),
+            to_ms: self.ms.max(to.ms),
             reason: Reason::Corrupt,
-        })
-    };
-    let between = opening.blocks.windows(2).filter_map(|pair| {
-        let (a, b) = (pair[0].header, pair[1].header);
-        let (from_ms, to_ms) = (a.made.wall_ms, b.made.wall_ms);
-        loss(a.last_seq() + 1, b.first_seq - 1, a.due_through(), b.due_before, from_ms, to_ms)
-    });
-    let mut losses: Vec<Loss> = between.collect();
-    if let Some(head) = head {
-        let tail = match (opening.blocks.last(), mark) {
-            (Some(found), _) => {
-                let (last, made_ms) = (found.header, found.header.made.wall_ms);
-                loss(last.last_seq() + 1, head.last_seq, last.due_through(), head.due_through, made_ms, made_ms)
-            }
-            (None, Some(mark)) => {
-                let (at_ms, before) = (mark.wall_ms, mark.held_due_before);
-                loss(mark.held_seq, head.last_seq, before, head.due_through, at_ms, at_ms)
-            }
-            // Nothing of it was found and nobody says that there was something: all had been acknowledged.
-            (None, None) => None,
-        };
-        losses.extend(tail);
+        }
+    }
+}
+
+/// What is missing of an opening: between its blocks; before and behind them only what the mark or the head say was
+/// there, since all else was acknowledged.
+fn holes(opening: &Rescued, span: Option<&HeldSpan>, head: Option<&Head>) -> Vec<Loss> {
+    let epoch = opening.descriptor.epoch;
+    let first_ms = opening.blocks.first().map_or(opening.descriptor.opened_ms, |found| found.header.made.wall_ms);
+    let mut edge = span.map(|span| Edge { seq: span.first_seq - 1, due: span.due_before, ms: first_ms });
+    let mut losses = Vec::new();
+    for Found { header, .. } in &opening.blocks {
+        let ms = header.made.wall_ms;
+        if let Some(edge) = edge.filter(|edge| edge.seq + 1 < header.first_seq) {
+            losses.push(edge.loss(epoch, Edge { seq: header.first_seq - 1, due: header.due_before, ms }));
+        }
+        if edge.is_none_or(|edge| edge.seq < header.last_seq()) {
+            edge = Some(Edge { seq: header.last_seq(), due: header.due_through(), ms });
+        }
+    }
+    let Some(edge) = edge else { return losses };
+    let ends = [span.map(|span| (span.last_seq, span.due_through)), head.map(|head| (head.last_seq, head.due_through))];
+    if let Some((seq, due)) = ends.into_iter().flatten().max().filter(|(seq, _)| *seq > edge.seq) {
+        losses.push(edge.loss(epoch, Edge { seq, due, ms: edge.ms }));
     }
     losses
 }
 
 /// Fills an empty store.
-pub(super) fn write(rescue: &Rescue, file: &File, store: &BlockStore) -> Result<(), StoreError> {
+pub(super) fn write(rescue: &mut Rescue, file: &File, store: &BlockStore) -> Result<(), StoreError> {
     let mut changes = Changes::default();
     for opening in &rescue.openings {
         let number = opening.descriptor.opening;
+        let mut held = Held::new(opening.descriptor.clone());
         for found in &opening.series {
+            held.series_bytes += found.len as u64;
             changes.put(block_store::series_key(number, found.header.first_seq), found.read(file)?);
             flush_when_large(&mut changes, store)?;
         }
         for found in &opening.blocks {
             let place = Place { opening: number, seq: found.header.first_seq };
+            held.add(&found.header, found.len);
             changes.put(block_store::block_key(place), found.read(file)?);
             flush_when_large(&mut changes, store)?;
         }
+        rescue.book.openings.insert(number, held);
     }
     rescue.book.put_all_small(&mut changes);
     store.apply(changes)?;

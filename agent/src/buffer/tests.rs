@@ -558,26 +558,36 @@ async fn check_after_kill(buffer: &Buffer, opened: &Opened, killed: Epoch, acked
     }
 }
 
-/// A buffer that was closed, and what it held.
-async fn closed_buffer(root: &Path) -> (Epoch, BTreeMap<u64, Vec<u8>>, u64) {
-    let (buffer, opened, mut writer) = open(root, 1 << 20);
+/// A copy of a buffer's directory, closed or as a kill would leave it, and what it held.
+async fn filled_buffer(copy: &Path, rounds: u32, samples: usize, closed: bool) -> (Epoch, BTreeMap<u64, Vec<u8>>, u64) {
+    let root = tempfile::tempdir().unwrap();
+    let (buffer, opened, mut writer) = open(root.path(), 64 << 20);
     let mut held = BTreeMap::new();
-    buffer.commit(Commit { series: vec![writer.descriptors(60)], ..Commit::default() }).await.unwrap();
-    for round in 0..40 {
-        let frames: Vec<Vec<u8>> = (0..4).map(|_| writer.samples(60)).collect();
+    let series = vec![writer.descriptors(samples as u64)];
+    buffer.commit(Commit { series, ..Commit::default() }).await.unwrap();
+    for round in 0..rounds {
+        let frames: Vec<Vec<u8>> = (0..4).map(|_| writer.samples(samples)).collect();
         for frame in &frames {
             held.insert(block::header(frame).unwrap().first_seq, frame.clone());
         }
+        // The mark is written every ten minutes.
+        writer.clock.advance(600_000);
         let notes = format!("round {round}").into_bytes();
         buffer.commit(Commit { blocks: frames, notes, ..Commit::default() }).await.unwrap();
     }
-    buffer.close();
+    if closed {
+        buffer.close();
+        copy_dir(&root.path().join("buffer"), &copy.join("buffer"));
+    } else {
+        copy_dir(&root.path().join("buffer"), &copy.join("buffer"));
+        buffer.close();
+    }
     (opened.epoch, held, writer.due)
 }
 
 /// Opens what was damaged; every record is held or a loss, no block is wrong, and the buffer works.
 async fn check_damaged(root: &Path, epoch: Epoch, held: &BTreeMap<u64, Vec<u8>>, due: u64, what: &str) -> usize {
-    let (buffer, opened, mut writer) = open(root, 1 << 20);
+    let (buffer, opened, mut writer) = open(root, 64 << 20);
     let mut covered = Ranges::default();
     let mut accounted = 0;
     let blocks_back = all(&buffer).await;
@@ -617,41 +627,49 @@ fn copy_dir(from: &Path, to: &Path) {
 
 #[tokio::test]
 async fn a_damaged_buffer_opens_and_explains_what_is_missing() {
-    let root = tempfile::tempdir().unwrap();
-    let (epoch, held, due) = closed_buffer(root.path()).await;
-    let len = std::fs::metadata(root.path().join("buffer/db")).unwrap().len();
-    let mut back = Vec::new();
-    for n in 0..30u64 {
-        let copy = tempfile::tempdir().unwrap();
-        copy_dir(&root.path().join("buffer"), &copy.path().join("buffer"));
-        let file = std::fs::OpenOptions::new().read(true).write(true).open(copy.path().join("buffer/db")).unwrap();
-        let at = len * (2 * n + 1) / 60;
-        let what = match n % 3 {
-            0 => {
-                let mut byte = [0];
-                file.read_exact_at(&mut byte, at).unwrap();
-                file.write_all_at(&[byte[0] ^ (1 << (n % 8))], at).unwrap();
-                format!("bit flipped at {at} of {len}")
-            }
-            1 => {
-                file.set_len(at).unwrap();
-                format!("cut at {at} of {len}")
-            }
-            _ => {
-                file.write_all_at(&[0; 4096], at & !4095).unwrap();
-                format!("4 KiB zeroed at {at} of {len}")
-            }
-        };
-        drop(file);
-        back.push(check_damaged(copy.path(), epoch, &held, due, &what).await);
+    for (rounds, samples, closed, places) in [(40, 60, true, 24), (60, 700, true, 12), (60, 700, false, 12)] {
+        let root = tempfile::tempdir().unwrap();
+        let (epoch, held, due) = filled_buffer(root.path(), rounds, samples, closed).await;
+        let mut set_aside = 0;
+        for n in 0..places {
+            let copy = tempfile::tempdir().unwrap();
+            copy_dir(&root.path().join("buffer"), &copy.path().join("buffer"));
+            let what = damage(&copy.path().join("buffer/db"), n, places);
+            let blocks = check_damaged(copy.path(), epoch, &held, due, &what).await;
+            assert!(n % 3 == 1 || blocks + 4 >= held.len(), "{what}: {blocks} of {} came back", held.len());
+            set_aside += i32::from(std::fs::read_dir(copy.path()).unwrap().count() > 2);
+        }
+        assert!(set_aside > 0, "no damage was noticed");
     }
-    assert!(back.iter().any(|blocks| *blocks > 0 && *blocks <= held.len()));
+}
+
+/// Damages a file in one of three ways, at the n-th of so many places; says how.
+fn damage(db: &Path, n: u64, places: u64) -> String {
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(db).unwrap();
+    let len = file.metadata().unwrap().len();
+    let at = len * (2 * n + 1) / (2 * places);
+    match n % 3 {
+        0 => {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            file.write_all_at(&[byte[0] ^ (1 << (n % 8))], at).unwrap();
+            format!("bit flipped at {at} of {len}")
+        }
+        1 => {
+            file.set_len(at).unwrap();
+            format!("cut at {at} of {len}")
+        }
+        _ => {
+            file.write_all_at(&[0; 4096], at & !4095).unwrap();
+            format!("4 KiB zeroed at {at} of {len}")
+        }
+    }
 }
 
 #[tokio::test]
 async fn a_store_that_is_no_store_any_more_is_set_aside() {
     let root = tempfile::tempdir().unwrap();
-    let (epoch, held, due) = closed_buffer(root.path()).await;
+    let (epoch, held, due) = filled_buffer(root.path(), 40, 60, true).await;
     let dir = root.path().join("buffer");
     std::fs::write(dir.join("conf"), b"not what sled wrote").unwrap();
     let back = check_damaged(root.path(), epoch, &held, due, "conf overwritten").await;
@@ -666,7 +684,7 @@ async fn a_store_that_is_no_store_any_more_is_set_aside() {
 #[tokio::test]
 async fn an_unfinished_snapshot_does_not_hurt() {
     let root = tempfile::tempdir().unwrap();
-    let (epoch, held, due) = closed_buffer(root.path()).await;
+    let (epoch, held, due) = filled_buffer(root.path(), 40, 60, true).await;
     std::fs::write(root.path().join("buffer/snap.00000000FFFFFFFF.generating"), b"torn").unwrap();
     let back = check_damaged(root.path(), epoch, &held, due, "torn snapshot").await;
     assert_eq!(back, held.len());

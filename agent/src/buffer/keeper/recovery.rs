@@ -4,6 +4,7 @@
 //! acknowledged, so that the epoch goes on.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -39,6 +40,7 @@ impl Keeper {
             Ok(()) => {
                 tracing::info!(dir = %self.settings.dir.display(), "the buffer's store is open again");
                 self.publish();
+                self.write_mark();
                 return Ok(());
             }
             Err(Refusal::Final(error)) => error.to_string(),
@@ -73,10 +75,10 @@ impl Keeper {
             let claimed = Directory::claim(&self.settings.dir).map_err(|error| self.refusal(error))?;
             self.directory = Some(claimed);
         }
-        let mark = Mark::read(&self.settings.dir);
-        let (store, found) = self.obtain(mark.as_ref()).map_err(|error| self.refusal(error.into()))?;
+        let mark = self.mark.clone().or_else(|| Mark::read(&self.settings.dir)).unwrap_or_default();
+        let (store, found) = self.obtain(&mark).map_err(|error| self.refusal(error.into()))?;
         self.store = Some(store);
-        let settled = if self.begun { self.reconcile(found) } else { self.begin(found, mark.as_ref()) };
+        let settled = if self.begun { self.reconcile(found) } else { self.begin(found, mark.opening) };
         if let Err(error) = settled {
             if let Some(store) = self.store.take() {
                 store.discard();
@@ -110,18 +112,29 @@ impl Keeper {
     }
 
     /// The store, read once; on a full disk with the ballast's help, after damage what could be salvaged.
-    fn obtain(&self, mark: Option<&Mark>) -> Result<(BlockStore, Option<Book>), StoreError> {
+    fn obtain(&self, mark: &Mark) -> Result<(BlockStore, Option<Book>), StoreError> {
         let dir = &self.settings.dir;
+        let image = salvage::image(&dir.join("db")).unwrap_or_default();
         let mut opened = open_and_load(dir);
         if matches!(opened, Err(StoreError::Full(_))) && Ballast::of(dir).drop_it() {
             tracing::warn!(dir = %dir.display(), "the disk is full: the ballast was thrown off to open the buffer");
             opened = open_and_load(dir);
         }
-        let Err(StoreError::Damaged(why)) = opened else { return opened };
+        let why = match opened {
+            Ok((store, book)) => {
+                if !mark.is_ahead_of(&book.as_ref().map_or_else(Head::default, |book| book.head)) {
+                    return Ok((store, book));
+                }
+                store.discard();
+                "it ends before what it had committed".into()
+            }
+            Err(StoreError::Damaged(why)) => why,
+            Err(error) => return Err(error),
+        };
         tracing::error!(dir = %dir.display(), why, "the buffer is damaged: what is whole in it is salvaged");
-        let mut salvaged = self.salvage(mark);
+        let mut salvaged = self.salvage(mark, image.as_ref());
         if matches!(salvaged, Err(StoreError::Full(_))) && Ballast::of(dir).drop_it() {
-            salvaged = self.salvage(mark);
+            salvaged = self.salvage(mark, image.as_ref());
         }
         if salvaged.is_err()
             && let Some(directory) = &self.directory
@@ -131,17 +144,20 @@ impl Keeper {
         salvaged
     }
 
-    fn salvage(&self, mark: Option<&Mark>) -> Result<(BlockStore, Option<Book>), StoreError> {
+    fn salvage(&self, mark: &Mark, image: Option<&File>) -> Result<(BlockStore, Option<Book>), StoreError> {
         let directory = self.directory.as_ref().expect("claimed before anything is opened");
-        let file = match std::fs::File::open(directory.path().join("db")) {
-            Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => std::fs::File::open("/dev/null")?,
-            Err(error) => return Err(error.into()),
+        let opened = match image {
+            Some(image) => image.try_clone(),
+            None => File::open(directory.path().join("db")),
+        };
+        let file = match opened {
+            Err(error) if error.kind() == ErrorKind::NotFound => File::open("/dev/null")?,
+            opened => opened?,
         };
         let finds = salvage::scan(&file)?;
-        let rescue = salvage::plan(&finds, mark, self.book.head.loss_next);
+        let mut rescue = salvage::plan(&finds, mark, self.book.head.loss_next);
         let staged = BlockStore::open(&directory.stage()?)?;
-        let written = salvage::write(&rescue, &file, &staged);
+        let written = salvage::write(&mut rescue, &file, &staged);
         staged.discard();
         written?;
         Ballast::of(directory.path()).drop_it();
@@ -170,19 +186,14 @@ impl Keeper {
     }
 
     /// Writes this opening into a store that was just opened.
-    fn begin(&mut self, found: Option<Book>, mark: Option<&Mark>) -> Result<(), StoreError> {
+    fn begin(&mut self, found: Option<Book>, marked: u32) -> Result<(), StoreError> {
         let mut book = found.unwrap_or_default();
         let mut changes = Changes::default();
-        let missing = mark.and_then(|mark| mark.missing(&book.head));
         let newest = book.openings.keys().next_back().copied().unwrap_or(0).max(book.head.opening);
-        self.descriptor.opening = newest.max(mark.map_or(0, |mark| mark.opening)).saturating_add(1);
+        self.descriptor.opening = newest.max(marked).saturating_add(1);
         book.counter += 1;
         book.head.opening = self.descriptor.opening;
         (book.head.last_seq, book.head.due_through, book.head.next_series) = (0, 0, 0);
-        if let Some(loss) = missing {
-            tracing::error!(?loss, "the buffer lost the end of what it had committed");
-            book.put_loss(loss, &mut changes);
-        }
         book.put_small(&block_store::opening_key(self.descriptor.opening), &self.descriptor, &mut changes);
         book.openings.insert(self.descriptor.opening, Held::new(self.descriptor.clone()));
         let store = self.store.as_mut().expect("set by the caller");
@@ -203,7 +214,6 @@ impl Keeper {
         let mut book = found.unwrap_or_default();
         let acked = &self.book;
         let opening = self.descriptor.opening;
-        let missing = self.mark.as_ref().and_then(|mark| mark.missing(&book.head));
         let mut changes = Changes::default();
         book.counter = book.counter.max(acked.counter) + 1;
 
@@ -221,10 +231,6 @@ impl Keeper {
             book.put_small(&block_store::loss_key(*ordinal), loss, &mut changes);
         }
         book.losses = losses;
-        if let Some(loss) = missing {
-            tracing::error!(?loss, "the buffer lost the end of what it had committed");
-            book.put_loss(loss, &mut changes);
-        }
 
         let store = self.store.as_mut().expect("set by the caller");
         let held = book.openings.entry(opening).or_insert_with(|| Held::new(self.descriptor.clone()));
@@ -267,6 +273,8 @@ impl Keeper {
                 tracing::info!(file_bytes = before, "the empty buffer's file was replaced by a shorter one");
                 self.store = Some(store);
                 self.unflushed = 0;
+                self.publish();
+                self.write_mark();
             }
             Err(error) => self.fail(error),
         }
@@ -289,7 +297,7 @@ impl Keeper {
                 new.apply(std::mem::take(&mut changes))?;
             }
         }
-        self.book.put_all_small(&mut changes);
+        self.book.clone().put_all_small(&mut changes);
         new.apply(changes)?;
         new.flush()
     }
