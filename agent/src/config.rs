@@ -27,7 +27,7 @@ use last_good::LastGood;
 /// How often what the metrics gave is written down, so that a stop can say how many samples it missed.
 const EXPECTED_EVERY: Duration = Duration::from_secs(15 * 60);
 /// And how soon after a change.
-const EXPECTED_FIRST: Duration = Duration::from_secs(60);
+const EXPECTED_FIRST: Duration = Duration::from_secs(10);
 /// Problems told to the relay at most.
 const ITEMS_MAX: usize = 100;
 

@@ -414,7 +414,7 @@ impl Line {
     fn new(id: u64, planned: Planned, known: Option<&Self>) -> Self {
         let expected = |index: usize, metric: &Metric| {
             let before = known.and_then(|line| line.metrics.iter().find(|slot| slot.metric.name == metric.name));
-            before.map_or(planned.expected.get(index).copied().unwrap_or(1), |slot| slot.expected).max(1)
+            before.map_or(planned.expected.get(index).copied().unwrap_or(1), |slot| slot.expected)
         };
         let counts: Vec<u64> =
             planned.built.metrics.iter().enumerate().map(|(at, metric)| expected(at, metric)).collect();
@@ -486,7 +486,21 @@ impl Line {
                 detail: "satellite did not run".into(),
             })
         };
-        self.metrics.iter().filter_map(of_slot).collect()
+        self.joined(self.metrics.iter().filter_map(of_slot).collect())
+    }
+
+    /// What all metrics of a device missed alike is one miss of the device.
+    fn joined(&self, missed: Vec<Missed>) -> Vec<Missed> {
+        let [first, others @ ..] = missed.as_slice() else { return missed };
+        let like_first = |one: &Missed| {
+            (one.from_ms, one.to_ms, one.reason, &one.detail)
+                == (first.from_ms, first.to_ms, first.reason, &first.detail)
+        };
+        if missed.len() < self.metrics.len() || others.is_empty() || !others.iter().all(like_first) {
+            return missed;
+        }
+        let count = missed.iter().map(|one| one.count).fold(0, u64::saturating_add);
+        vec![Missed { metric: String::new(), count, ..first.clone() }]
     }
 
     /// What is due now, and what was due and is not polled. Plans the next slots.
@@ -520,7 +534,7 @@ impl Line {
             due.slot_ms = due.slot_ms.min(if later > 0 { now_ms } else { first_ms });
             due.metrics.push(at);
         }
-        (due, missed)
+        (due, self.joined(missed))
     }
 
     /// Why a metric that is due is not polled.
@@ -547,7 +561,7 @@ impl Line {
             reason,
             detail: detail.to_owned(),
         };
-        due.metrics.iter().map(of).collect()
+        self.joined(due.metrics.iter().map(of).collect())
     }
 
     /// Takes up what a poll gave: counts it, closes or opens the breaker, says what is missing.
@@ -582,10 +596,8 @@ impl Line {
                     missed.extend(self.missed(&one, failure.reason, &failure.detail));
                 }
                 for &at in &polled.due.metrics {
-                    if counts[at] > 0 {
-                        self.metrics[at].expected = counts[at];
-                    }
                     if !readings.failures().iter().any(|&(failed, _)| failed == at) {
+                        self.metrics[at].expected = counts[at];
                         metrics.push(self.metrics[at].metric.name.clone());
                     }
                 }

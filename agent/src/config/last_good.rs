@@ -65,7 +65,7 @@ impl LastGood {
     /// How many samples a metric gave when that was written down; 1 where it never was.
     #[must_use]
     pub fn expected(&self, device: &DeviceName, metric: &str) -> u64 {
-        self.expected.get(&key(device, metric)).copied().unwrap_or(1).max(1)
+        self.expected.get(&key(device, metric)).copied().unwrap_or(1)
     }
 
     /// Writes down how many samples the metrics give, where that differs by more than a tenth.
