@@ -282,7 +282,7 @@ impl Collector for Http {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Read, Write};
     use std::sync::atomic::Ordering;
 
     use super::super::stage::{self, Polled, Stage};
@@ -314,7 +314,7 @@ path = "$.gone"
     }
 
     fn stage(port: u16, more: &str) -> Stage {
-        let device = format!("collector = \"http\"\nurl = \"http://127.0.0.1:{port}/rpc\"\ntimeout = \"2s\"\n{more}");
+        let device = format!("collector = \"http\"\nurl = \"http://127.0.0.1:{port}/rpc\"\ntimeout = \"1s\"\n{more}");
         Stage::new(&device, &[port]).unwrap()
     }
 
@@ -410,8 +410,8 @@ path = "$.gone"
 
     #[tokio::test]
     async fn a_silent_device_and_one_that_drips_are_timeouts() {
-        let silent = hostile(|_, _| std::thread::sleep(Duration::from_secs(5))).await;
-        check(&silent, 0.0, 0.0, Reason::Timeout, "no complete answer within 1s 900ms");
+        let silent = hostile(|_, stream| drop(stream.read(&mut [0]))).await;
+        check(&silent, 0.0, 0.0, Reason::Timeout, "no complete answer within 900ms");
         let drip = hostile(|_, stream| {
             drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"));
             while stream.write_all(b" ").is_ok() {
@@ -485,6 +485,76 @@ path = "$.gone"
         let url = format!("collector = \"http\"\nurl = \"http://localhost:{}/\"", device.port);
         let polled = Stage::new(&url, &[device.port]).unwrap().poll_all().await;
         assert_eq!(polled.value("probe_success"), Some(1.0));
+    }
+
+    /// A device that signs for itself, its certificate's pin, and a second it expires at.
+    fn tls_device() -> (stage::Peer, String, i64) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".into()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(2_100, 1, 1);
+        let expiry = params.not_after.unix_timestamp();
+        let certificate = params.self_signed(&key).unwrap();
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate.der());
+        let pin = data_encoding::HEXLOWER.encode(digest.as_ref());
+        let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .unwrap();
+        let config = Arc::new(config);
+        let device = stage::raw_peer(move |stream| {
+            let mut tls = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+            let mut tls = rustls::Stream::new(&mut tls, stream);
+            if stage::read_head(&mut tls).is_some() {
+                drop(tls.write_all(ok(SHELLY).as_bytes()));
+                tls.conn.send_close_notify();
+                drop(tls.flush());
+            }
+        });
+        (device, pin, expiry)
+    }
+
+    #[tokio::test]
+    async fn a_certificate_is_trusted_where_it_is_the_pinned_one_and_the_refusal_tells_its_pin() {
+        let (device, pin, expiry) = tls_device();
+        let stage = |tls: &str| {
+            let url = format!("url = \"https://127.0.0.1:{}/\"", device.port);
+            Stage::new(&format!("collector = \"http\"\n{url}\ntls = \"{tls}\"\n{METRICS}"), &[device.port]).unwrap()
+        };
+        for _ in 0..2 {
+            let polled = stage(&format!("pin:{pin}")).poll_all().await;
+            assert_eq!((polled.value("probe_success"), polled.value("probe_http_ssl")), (Some(1.0), Some(1.0)));
+            assert_eq!(polled.value("probe_ssl_earliest_cert_expiry"), Some(expiry as f64));
+            assert_eq!(polled.value("shelly_power_watts"), Some(12.5));
+        }
+        let other = stage(&format!("pin:{}", "ab".repeat(32))).poll_all().await;
+        check(
+            &other,
+            0.0,
+            0.0,
+            Reason::BadAnswer,
+            &format!("another than the pinned one; if the device has a new one, set tls = \"pin:{pin}\""),
+        );
+        assert_eq!(other.value("probe_ssl_earliest_cert_expiry"), Some(expiry as f64), "it was shown");
+        if std::path::Path::new("/etc/ssl/certs/ca-certificates.crt").exists() {
+            let system = stage("verify").poll_all().await;
+            check(&system, 0.0, 0.0, Reason::BadAnswer, &format!("set tls = \"pin:{pin}\""));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_device_that_speaks_no_tls_is_a_bad_answer() {
+        let device = stage::saying(ok("{}"));
+        let url = format!(
+            "collector = \"http\"\nurl = \"https://127.0.0.1:{}/\"\ntls = \"pin:{}\"",
+            device.port,
+            "ab".repeat(32)
+        );
+        let polled = Stage::new(&url, &[device.port]).unwrap().poll_all().await;
+        assert_eq!((polled.value("probe_success"), polled.value("probe_http_ssl")), (Some(0.0), Some(0.0)));
     }
 
     #[test]

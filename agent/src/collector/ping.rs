@@ -138,13 +138,14 @@ impl Ping {
 
 fn client(ip: IpAddr) -> Result<Client, Failure> {
     let kind = if ip.is_ipv4() { ICMP::V4 } else { ICMP::V6 };
-    Client::new(&Config::builder().kind(kind).build()).map_err(|error| match error.kind() {
-        std::io::ErrorKind::PermissionDenied => Failure::new(
+    Client::new(&Config::builder().kind(kind).build()).map_err(|error| {
+        if error.kind() != std::io::ErrorKind::PermissionDenied {
+            return probe::failure_of_io(&error);
+        }
+        Failure::new(
             Reason::Unsupported,
             "ICMP is not permitted here: give the unit AmbientCapabilities=CAP_NET_RAW, or sysctl -w net.ipv4.ping_group_range=\"0 2147483647\"",
-        ),
-        #[expect(clippy::wildcard_enum_match_arm, reason = "a foreign enum of many kinds")]
-        _ => probe::failure_of_io(&error),
+        )
     })
 }
 

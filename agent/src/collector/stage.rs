@@ -32,10 +32,10 @@ fn build(device: &str, loopback_ports: &[u16]) -> Result<Stage, String> {
     let Some(device) = document.devices.into_iter().next() else {
         return Err(document.problems[0].to_string());
     };
-    let policy = Policy::parse(&format!("loopback_ports = {loopback_ports:?}")).unwrap();
+    let policy = Policy::parse(&format!("loopback_ports = {loopback_ports:?}")).map_err(|error| error.to_string())?;
     let gate = Arc::new(Gate::new(policy, Arc::new(SystemClock)));
     let context = Context { gate, root: PathBuf::from("/") };
-    let kind = all().iter().find(|kind| kind.name == device.collector).unwrap();
+    let kind = all().iter().find(|kind| kind.name == device.collector).ok_or("no such collector")?;
     let built = (kind.build)(&device, &context).map_err(|problem| problem.to_string())?;
     Ok(Stage { device, built })
 }
@@ -88,25 +88,40 @@ pub(crate) struct Peer {
     pub(crate) visits: Arc<AtomicUsize>,
 }
 
-/// A device that reads a request's head and then does this with the connection.
-pub(crate) fn peer(answer: impl Fn(&str, &mut TcpStream) + Send + 'static) -> Peer {
+/// A device that does this with each connection.
+pub(crate) fn raw_peer(serve: impl Fn(&mut TcpStream) + Send + 'static) -> Peer {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let visits = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&visits);
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
             counted.fetch_add(1, Ordering::SeqCst);
-            let mut head = Vec::new();
-            let mut byte = [0];
-            while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|read| read == 1) {
-                head.push(byte[0]);
-            }
-            answer(&String::from_utf8_lossy(&head), &mut stream);
+            serve(&mut stream.unwrap());
         }
     });
     Peer { port, visits }
+}
+
+/// Reads a request's head; `None` where none comes.
+pub(crate) fn read_head(stream: &mut impl Read) -> Option<String> {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        if stream.read(&mut byte).ok()? == 0 {
+            return None;
+        }
+        head.push(byte[0]);
+    }
+    String::from_utf8(head).ok()
+}
+
+/// A device that reads a request's head and then does this with the connection.
+pub(crate) fn peer(answer: impl Fn(&str, &mut TcpStream) + Send + 'static) -> Peer {
+    raw_peer(move |stream| {
+        let head = read_head(stream).unwrap_or_default();
+        answer(&head, stream);
+    })
 }
 
 /// A device that always says this, and closes.

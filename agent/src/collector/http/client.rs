@@ -216,14 +216,9 @@ fn failure_of(error: &reqwest::Error) -> Failure {
     if let Some(tls) = tls_cause(error) {
         return Failure::new(Reason::BadAnswer, format!("TLS: {tls}"));
     }
-    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(io) = error.downcast_ref::<std::io::Error>()
-            && io.kind() != std::io::ErrorKind::Other
-        {
-            return probe::failure_of_io(io);
-        }
-        cause = error.source();
+    let io = causes(error).filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    if let Some(io) = io.into_iter().find(|io| io.kind() != std::io::ErrorKind::Other) {
+        return probe::failure_of_io(io);
     }
     if error.is_timeout() {
         return Failure::new(Reason::Timeout, "no answer in time");
@@ -236,23 +231,18 @@ fn failure_of(error: &reqwest::Error) -> Failure {
 }
 
 /// What lies at the bottom: the layers above repeat the URL.
-fn root_cause(error: &(dyn Error + 'static)) -> String {
-    let mut cause = error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    cause.to_string()
+fn root_cause(error: &reqwest::Error) -> String {
+    causes(error).last().map_or_else(String::new, ToString::to_string)
 }
 
-fn tls_cause<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        let wrapped = wrapped.and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        if let Some(tls) = wrapped.or_else(|| error.downcast_ref::<rustls::Error>()) {
-            return Some(tls);
-        }
-        cause = error.source();
-    }
-    None
+fn tls_cause(error: &reqwest::Error) -> Option<&rustls::Error> {
+    causes(error).find_map(|cause| cause.downcast_ref())
+}
+
+/// An error and all below it; `source` alone steps over what an [`std::io::Error`] carries.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| {
+        let carried = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        carried.map(|carried| carried as &(dyn Error + 'static)).or_else(|| error.source())
+    })
 }
