@@ -20,6 +20,7 @@ use satellite_shared::limits;
 use satellite_shared::metric::{Kind, is_label_name, is_metric_name};
 use serde::Deserialize;
 use serde_json::Value;
+use tokio::sync::Semaphore;
 
 use self::client::{Answer, Client};
 use self::path::Path;
@@ -34,6 +35,10 @@ pub const KIND: CollectorKind = CollectorKind { name: "http", build };
 
 /// A device's answer.
 const BODY_BYTES_MAX: usize = 1 << 20;
+/// An answer that is read at once; it takes a few milliseconds at most.
+const SMALL_BYTES_MAX: usize = 32 << 10;
+/// Larger answers that are read at the same time: each takes up to thirty times its size in memory.
+const LARGE_AT_ONCE_MAX: usize = 2;
 /// The metric that tells how the request went, where others are listed.
 const PROBE: &str = "probe";
 const ACCEPT: &str = "application/json, */*;q=0.5";
@@ -101,7 +106,7 @@ fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
     }
     let gate = Arc::clone(&context.gate);
     let limit = probe::limit(device.timeout);
-    let http = Http { gate, client, method: options.method, numbers, probe, limit };
+    let http = Http { gate, client, method: options.method, numbers: Arc::new(numbers), probe, limit };
     Ok(Built { collector: Box::new(http), metrics })
 }
 
@@ -163,29 +168,45 @@ impl Number {
         })
     }
 
-    fn read(&self, metric: usize, document: &Value, readings: &mut Readings) -> Result<(), Failure> {
-        let numbers = self.path.numbers(document).map_err(|detail| Failure::new(Reason::BadAnswer, detail))?;
+    fn add(&self, metric: usize, found: &[(String, f64)], readings: &mut Readings) {
         let kind = match self.kind {
             NumberKind::Gauge => Kind::Gauge,
             NumberKind::Counter => Kind::Counter,
         };
         let family = Family { name: &self.name, kind, unit: &self.unit };
-        for (index, value) in numbers {
+        for (index, value) in found {
             let mut labels: Vec<(&str, &str)> = self.labels.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
             if !self.path.is_single() {
-                labels.push(("index", &index));
+                labels.push(("index", index));
             }
             readings.sample(metric, family, &labels, value * self.scale);
         }
-        Ok(())
     }
+}
+
+/// What one path found: each number with its index.
+type Found = Result<Vec<(String, f64)>, Failure>;
+
+/// Reads an answer and finds in it what is due, in that order, as far as the time goes.
+fn find(numbers: &[Number], due: &[usize], body: &[u8], left: Duration) -> Result<Vec<Found>, Failure> {
+    let watch = Stopwatch::start();
+    let bad = |detail: String| Failure::new(Reason::BadAnswer, detail);
+    let document: Value =
+        serde_json::from_slice(body).map_err(|error| bad(format!("the answer is not JSON: {error}")))?;
+    let found = due.iter().map(|metric| {
+        if watch.seconds() > left.as_secs_f64() {
+            return Err(Failure::new(Reason::Timeout, "no time was left to read all of the answer"));
+        }
+        numbers[*metric].path.numbers(&document).map_err(bad)
+    });
+    Ok(found.collect())
 }
 
 struct Http {
     gate: Arc<Gate>,
     client: Client,
     method: Method,
-    numbers: Vec<Number>,
+    numbers: Arc<Vec<Number>>,
     /// Index of the metric that tells how the request went; those before it are the numbers.
     probe: usize,
     limit: Duration,
@@ -217,26 +238,50 @@ impl Http {
             probe::report(readings, self.probe, outcome.is_ok(), seconds);
             self.report(&seen, readings);
         }
-        let document = match (outcome, seen.encoded) {
+        let body = match (outcome, seen.encoded) {
             (Ok(_), Some(failure)) | (Err(failure), _) => Err(failure),
-            (Ok(body), None) => document(&body),
+            (Ok(body), None) => Ok(body),
         };
-        for &metric in due {
-            let Some(number) = self.numbers.get(metric) else { continue };
-            let read = match &document {
-                Err(failure) => Err(failure.clone()),
-                Ok(_) if watch.seconds() > limit.as_secs_f64() => {
-                    Err(Failure::new(Reason::Timeout, "the answer came too late to read all of it"))
-                }
-                Ok(document) => number.read(metric, document, readings),
-            };
-            if let Err(failure) = read {
-                readings.missing(metric, failure);
-            }
-            // A large answer and many paths: others get their turn between.
-            tokio::task::yield_now().await;
-        }
+        let due: Vec<usize> = due.iter().copied().filter(|metric| *metric < self.probe).collect();
+        let left = Duration::from_secs_f64((limit.as_secs_f64() - watch.seconds()).max(0.0));
+        let found = match body {
+            _ if due.is_empty() => return Ok(()),
+            Ok(body) => probe::within(left, self.find(due.clone(), body, left)).await,
+            Err(failure) => Err(failure),
+        };
+        self.take(&due, found, readings);
         Ok(())
+    }
+
+    /// Finds what is due in an answer; in a large one on a thread of its own, so that others get their turn.
+    async fn find(&self, due: Vec<usize>, body: Vec<u8>, left: Duration) -> Result<Vec<Found>, Failure> {
+        static LARGE: Semaphore = Semaphore::const_new(LARGE_AT_ONCE_MAX);
+        if body.len() <= SMALL_BYTES_MAX {
+            return find(&self.numbers, &due, &body, left);
+        }
+        let ended = |error: String| Failure::new(Reason::BadAnswer, error);
+        let permit = LARGE.acquire().await.map_err(|error| ended(error.to_string()))?;
+        let numbers = Arc::clone(&self.numbers);
+        let work = tokio::task::spawn_blocking(move || {
+            let found = find(&numbers, &due, &body, left);
+            drop(permit);
+            found
+        });
+        work.await.map_err(|error| ended(error.to_string()))?
+    }
+
+    fn take(&self, due: &[usize], found: Result<Vec<Found>, Failure>, readings: &mut Readings) {
+        match found {
+            Err(failure) => due.iter().for_each(|metric| readings.missing(*metric, failure.clone())),
+            Ok(found) => {
+                for (metric, found) in due.iter().copied().zip(found) {
+                    match found {
+                        Ok(found) => self.numbers[metric].add(metric, &found, readings),
+                        Err(failure) => readings.missing(metric, failure),
+                    }
+                }
+            }
+        }
     }
 
     async fn exchange(&mut self, seen: &mut Seen) -> Result<Vec<u8>, Failure> {
@@ -267,11 +312,6 @@ impl Http {
             add("probe_ssl_earliest_cert_expiry", "seconds", expiry as f64);
         }
     }
-}
-
-fn document(body: &[u8]) -> Result<Value, Failure> {
-    serde_json::from_slice(body)
-        .map_err(|error| Failure::new(Reason::BadAnswer, format!("the answer is not JSON: {error}")))
 }
 
 impl Collector for Http {
@@ -348,6 +388,30 @@ path = "$.gone"
             assert_eq!(polled.value(name), Some(value), "{name}");
         }
         assert_eq!(device.visits.load(Ordering::SeqCst), 1, "one request for all of them");
+    }
+
+    #[tokio::test]
+    async fn a_large_answer_is_read_as_a_small_one_is() {
+        let padded = SHELLY.replacen('{', &format!("{{\"pad\": \"{}\",", "x".repeat(900_000)), 1);
+        let device = stage::saying(ok(&padded));
+        let polled = stage(device.port, METRICS).poll_all().await;
+        assert_eq!(polled.labelled("shelly_power_watts"), [("plug=tv".to_owned(), 12.5)]);
+        assert_eq!((polled.labelled("shelly_volts").len(), polled.missing.len()), (2, 1));
+    }
+
+    #[test]
+    fn what_there_is_no_time_for_is_told() {
+        let metric = Metric {
+            name: "x".into(),
+            schedule: satellite_shared::config::Schedule::Every(Duration::from_secs(1)),
+            paused: false,
+            options: serde_json::json!({"path": "$.a"}).as_object().unwrap().clone(),
+        };
+        let numbers = [Number::parse(&metric, "device.it").unwrap()];
+        let found = find(&numbers, &[0, 0], b"{\"a\": 1}", Duration::ZERO).unwrap();
+        assert!(found.iter().all(|found| found.as_ref().is_err_and(|failure| failure.reason == Reason::Timeout)));
+        let found = find(&numbers, &[0], b"{\"a\": 1}", Duration::from_secs(9)).unwrap();
+        assert_eq!(found, [Ok(vec![(String::new(), 1.0)])]);
     }
 
     #[tokio::test]
