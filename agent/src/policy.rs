@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use self::address::Network;
-pub use self::gate::Gate;
+pub use self::gate::{Gate, check_host};
 
 /// The ranges that home networks have.
 const NETWORKS: [&str; 4] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"];

@@ -16,7 +16,7 @@ use surge_ping::{Client, Config, ICMP, IcmpPacket, PingIdentifier, PingSequence,
 
 use super::probe::{self, Stopwatch};
 use super::{Built, Collector, CollectorKind, Context, Failure, Family, Poll, Readings, options, whole};
-use crate::policy::{Gate, Protocol};
+use crate::policy::{Gate, Protocol, check_host};
 
 /// `collector = "ping"`.
 pub const KIND: CollectorKind = CollectorKind { name: "ping", build };
@@ -50,9 +50,7 @@ fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
         let reason = format!("{count} is not between 1 and {COUNT_MAX}");
         return Err(options::problem(&format!("{path}.count"), reason));
     }
-    if address.is_empty() || address.len() > 255 {
-        return Err(options::problem(&format!("{path}.address"), "a host name or an address, at most 255 bytes"));
-    }
+    check_host(&address).map_err(|reason| options::problem(&format!("{path}.address"), reason))?;
     let ping = Ping { gate: Arc::clone(&context.gate), address, count, limit: probe::limit(device.timeout) };
     Ok(Built { collector: Box::new(ping), metrics: whole(device) })
 }
@@ -233,6 +231,9 @@ mod tests {
         let said = stage::problem("collector = \"ping\"\naddress = \"a\"\ncount = 6");
         assert_eq!(said, "device.it.count: 6 is not between 1 and 5");
         assert!(stage::problem("collector = \"ping\"").contains("missing field `address`"));
-        assert!(stage::problem("collector = \"ping\"\naddress = \"\"").starts_with("device.it.address: "));
+        for address in ["", "a b", "0x7f.1", "http://a/", "fe80::1%eth0"] {
+            let said = stage::problem(&format!("collector = \"ping\"\naddress = \"{address}\""));
+            assert!(said.starts_with("device.it.address: "), "{said}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 use super::probe::{self, Stopwatch};
 use super::{Built, Collector, CollectorKind, Context, Failure, Poll, Readings, options, whole};
-use crate::policy::{Gate, Protocol};
+use crate::policy::{Gate, Protocol, check_host};
 
 /// `collector = "tcp"`.
 pub const KIND: CollectorKind = CollectorKind { name: "tcp", build };
@@ -34,6 +34,7 @@ fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
             format!("`{}` is not host:port, such as \"nas.lan:22\" or \"[fd00::7]:22\"", address.escape_debug());
         options::problem(&format!("{path}.address"), reason)
     })?;
+    check_host(host).map_err(|reason| options::problem(&format!("{path}.address"), reason))?;
     let gate = Arc::clone(&context.gate);
     let tcp = Tcp { gate, host: host.to_owned(), port, limit: probe::limit(device.timeout) };
     Ok(Built { collector: Box::new(tcp), metrics: whole(device) })
@@ -144,6 +145,7 @@ mod tests {
             let problem = stage::problem(&format!("collector = \"tcp\"\naddress = \"{address}\""));
             assert!(problem.starts_with("device.it.address: ") && problem.contains("host:port"), "{problem}");
         }
+        assert!(stage::problem("collector = \"tcp\"\naddress = \"2130706433:22\"").contains("unusual spelling"));
         let problem = stage::problem("collector = \"tcp\"\naddress = \"a:1\"\n[[device.metric]]\nname = \"x\"");
         assert!(problem.starts_with("device.it.metric: "), "{problem}");
         let problem = stage::problem("collector = \"tcp\"\naddress = \"a:1\"\nexpect = \"x\"");

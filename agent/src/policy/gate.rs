@@ -159,6 +159,14 @@ fn refused(refusal: &Refusal) -> Failure {
     Failure::new(Reason::Policy, refusal.to_string())
 }
 
+/// Whether a text can name a host at all; what it resolves to is asked when it is polled.
+///
+/// # Errors
+/// Says what would be right.
+pub fn check_host(text: &str) -> Result<(), String> {
+    Host::parse(text).map(drop)
+}
+
 /// A host as a device's configuration names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Host {

@@ -8,6 +8,8 @@ use std::net::IpAddr;
 use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::policy::check_host;
+
 const URL_BYTES_MAX: usize = 2 << 10;
 const HEADERS_MAX: usize = 32;
 const HEADER_BYTES_MAX: usize = 1 << 10;
@@ -66,6 +68,7 @@ impl Target {
         if host.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv4()) && written_host(text) != Some(host.as_str()) {
             return Err(format!("the host is an unusual spelling of {host}: write that"));
         }
+        check_host(&host)?;
         Ok(Self { url, host, port })
     }
 
@@ -145,6 +148,8 @@ mod tests {
         check("http://nas.lan/ x", "no blanks");
         check("http:\\\\nas.lan/", "no backslashes");
         check("http://nas.lan:0/", "port 0");
+        check("http://nas..lan/", "neither");
+        check("http://[fe80::1%25eth0]/", "not a URL");
         check(&format!("http://nas.lan/{}", "x".repeat(3000)), "more than 2048 bytes");
     }
 
