@@ -1,1 +1,5 @@
-//! To be written.
+//! What people type.
+
+pub mod account;
+
+pub mod records;

@@ -8,6 +8,7 @@ use hyper::Uri;
 use serde::Deserialize;
 
 use crate::authority::CERTIFICATE_LIFE;
+use crate::sink::archive;
 
 /// Where the settings are looked for when nobody says.
 pub const DEFAULT_PATH: &str = "/etc/satellite-relay/relay.toml";
@@ -32,6 +33,10 @@ pub struct Settings {
     pub log: tracing::Level,
     /// How long a stop may take.
     pub stop_grace: Duration,
+    /// How long records wait to be stored together: the longest that an acknowledgement takes.
+    pub commit_every: Duration,
+    /// Where records are stored.
+    pub archive: archive::Settings,
     /// How much strangers may take.
     pub limits: Limits,
 }
@@ -60,6 +65,8 @@ impl Default for Settings {
             certificate_life: CERTIFICATE_LIFE,
             log: tracing::Level::INFO,
             stop_grace: Duration::from_secs(20),
+            commit_every: Duration::from_secs(10),
+            archive: archive::Settings::default(),
             limits: Limits {
                 connections: 2_000,
                 connections_per_address: 200,
@@ -114,6 +121,9 @@ struct File {
     certificate_life: Option<String>,
     log: Option<String>,
     stop_grace: Option<String>,
+    commit_every: Option<String>,
+    #[serde(default)]
+    archive: archive::Settings,
     #[serde(default)]
     limits: LimitsFile,
 }
@@ -156,6 +166,7 @@ impl Settings {
         let session_url = check.url("session_url", file.session_url, "wss", "wss:// and a host, and maybe a port")?;
         let life = ("certificate_life", file.certificate_life, default.certificate_life);
         let grace = ("stop_grace", file.stop_grace, default.stop_grace);
+        let commit_every = ("commit_every", file.commit_every, default.commit_every);
         let log = match file.log {
             None => default.log,
             Some(text) => {
@@ -171,6 +182,8 @@ impl Settings {
             certificate_life: check.duration(life, 60, 90 * 24 * 3_600, "a duration from 1m to 90d")?,
             log,
             stop_grace: check.duration(grace, 1, 60, "a duration from 1s to 60s")?,
+            commit_every: check.duration(commit_every, 1, 60, "a duration from 1s to 60s")?,
+            archive: file.archive,
             limits: check.limits(&file.limits, default.limits)?,
         })
     }
@@ -300,6 +313,8 @@ mod tests {
             ("log = \"loud\"", "log = loud: it must be one of error, warn"),
             ("certificate_life = \"30s\"", "certificate_life = 30s: it must be a duration from 1m to 90d"),
             ("stop_grace = \"1h\"", "stop_grace = 1h"),
+            ("commit_every = \"5m\"", "commit_every = 5m: it must be a duration from 1s to 60s"),
+            ("[archive]\nbucket = \"x\"", "unknown field `bucket`"),
             ("public_host = \"https://x\"", "public_host = https://x: it must be a name or an address alone"),
             ("web_url = \"http://x\"", "web_url = http://x: it must be https://"),
             ("web_url = \"https://user@x\"", "web_url"),

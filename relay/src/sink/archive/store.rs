@@ -31,7 +31,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where the archive lies: the table `[archive]` of the relay's settings.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// `s3://bucket/prefix`, or a folder; without it, `records` in the data directory.
@@ -43,13 +43,42 @@ pub struct Settings {
     /// The access key's id; else `AWS_ACCESS_KEY_ID`, the credentials file, or the machine's role.
     pub access_key_id: Option<String>,
     /// The access key; else `AWS_SECRET_ACCESS_KEY`, the credentials file, or the machine's role.
-    #[serde(default, deserialize_with = "secret")]
-    pub secret_access_key: Option<SecretString>,
+    pub secret_access_key: Option<AccessKey>,
     /// A file with the lines `aws_access_key_id = …` and `aws_secret_access_key = …`.
     pub credentials_file: Option<PathBuf>,
     /// Allow an endpoint without TLS: for tests and for a server on the same machine.
     #[serde(default)]
     pub allow_http: bool,
+}
+
+/// The secret half of an access key; `Debug` never shows it.
+#[derive(Clone)]
+pub struct AccessKey(SecretString);
+
+impl std::fmt::Debug for AccessKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AccessKey(…)")
+    }
+}
+
+impl From<String> for AccessKey {
+    fn from(key: String) -> Self {
+        Self(key.into())
+    }
+}
+
+impl PartialEq for AccessKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.expose_secret() == other.0.expose_secret()
+    }
+}
+
+impl Eq for AccessKey {}
+
+impl<'de> Deserialize<'de> for AccessKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Self::from)
+    }
 }
 
 /// Why a place for the archive can't be used.
@@ -176,7 +205,7 @@ impl Settings {
             builder = builder.with_region("us-east-1");
         }
         if let Some((id, key)) = self.access_key()? {
-            builder = builder.with_access_key_id(id).with_secret_access_key(key.expose_secret());
+            builder = builder.with_access_key_id(id).with_secret_access_key(key.0.expose_secret());
         }
         let objects = builder.build().map_err(InvalidPlace::Bucket)?;
         let prefix = Path::from(prefix);
@@ -187,7 +216,7 @@ impl Settings {
         Ok(Store { objects, place: url.to_owned() })
     }
 
-    fn access_key(&self) -> Result<Option<(String, SecretString)>, InvalidPlace> {
+    fn access_key(&self) -> Result<Option<(String, AccessKey)>, InvalidPlace> {
         match (&self.access_key_id, &self.secret_access_key, &self.credentials_file) {
             (Some(id), Some(key), _) => Ok(Some((id.clone(), key.clone()))),
             (None, None, Some(path)) => credentials(path).map(Some),
@@ -272,10 +301,6 @@ impl Store {
     }
 }
 
-fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SecretString>, D::Error> {
-    Ok(Option::<String>::deserialize(deserializer)?.map(SecretString::from))
-}
-
 fn error(verb: &'static str, key: &str, source: object_store::Error) -> StoreError {
     StoreError { verb, key: key.to_owned(), source }
 }
@@ -303,7 +328,7 @@ fn retry() -> RetryConfig {
     RetryConfig { backoff, max_retries: 2, retry_timeout: Duration::from_secs(20) }
 }
 
-fn credentials(path: &FilePath) -> Result<(String, SecretString), InvalidPlace> {
+fn credentials(path: &FilePath) -> Result<(String, AccessKey), InvalidPlace> {
     let failed = |source| InvalidPlace::CredentialsFile { path: path.to_owned(), source };
     let invalid = || InvalidPlace::Credentials(path.to_owned());
     if std::fs::metadata(path).map_err(failed)?.len() > CREDENTIALS_BYTES_MAX {
@@ -316,7 +341,7 @@ fn credentials(path: &FilePath) -> Result<(String, SecretString), InvalidPlace> 
     };
     let id = line("aws_access_key_id").filter(|id| !id.is_empty());
     let key = line("aws_secret_access_key").filter(|key| !key.is_empty());
-    Ok((id.ok_or_else(invalid)?, SecretString::from(key.ok_or_else(invalid)?)))
+    Ok((id.ok_or_else(invalid)?, AccessKey::from(key.ok_or_else(invalid)?)))
 }
 
 #[cfg(test)]
@@ -350,11 +375,11 @@ mod tests {
         let path = dir.path().join("credentials");
         std::fs::write(&path, "[default]\naws_access_key_id = AKIA\naws_secret_access_key=hush\n").unwrap();
         let (id, key) = credentials(&path).unwrap();
-        assert_eq!((id.as_str(), key.expose_secret()), ("AKIA", "hush"));
+        assert_eq!((id.as_str(), key.0.expose_secret()), ("AKIA", "hush"));
         std::fs::write(&path, "aws_access_key_id = AKIA\nsecret hush\n").unwrap();
         let error = credentials(&path).unwrap_err().to_string();
         assert!(error.contains("aws_secret_access_key") && !error.contains("hush"), "{error}");
-        let settings = Settings { secret_access_key: Some("hush".into()), ..Settings::default() };
+        let settings = Settings { secret_access_key: Some("hush".to_owned().into()), ..Settings::default() };
         assert!(!format!("{settings:?}").contains("hush"));
     }
 
