@@ -1,7 +1,7 @@
 //! What may be polled: the house's own rules, root-owned, that no relay can widen.
 //!
 //! A file that is missing means the defaults: the private ranges, GET and HEAD, nothing of this host itself.
-//! What no policy can open at all stands in [`address::never`]. Every refusal says which line would change it, because
+//! What no policy can open at all stands in [`address::never()`]. Every refusal says which line would change it, because
 //! whoever reads it may be the one who owns the file.
 
 pub mod address;

@@ -1,7 +1,7 @@
 //! Where packets for an address really go, and where none may ever go.
 //!
 //! IPv6 has many spellings of an IPv4 address: each is unwrapped before a rule is asked, so that no rule can be
-//! walked around by spelling. What stands in [`never`] no policy can open.
+//! walked around by spelling. What stands in [`never()`] no policy can open.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
