@@ -7,6 +7,8 @@
 
 pub mod breaker;
 
+pub mod crontab;
+
 pub mod timetable;
 
 use std::collections::BTreeMap;
