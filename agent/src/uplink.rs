@@ -18,6 +18,9 @@ pub mod proxy;
 
 pub mod dial;
 
+#[cfg(test)]
+pub(crate) mod stand_in;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;

@@ -329,3 +329,83 @@ fn complain(code: u8, text: &str) -> anyhow::Result<ExitCode> {
     say(&format!("satellite: {text}\n"))?;
     Ok(ExitCode::from(code))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use satellite_shared::enrolment::Problem;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Words {
+        #[command(subcommand)]
+        command: LeaseCommand,
+    }
+
+    fn parse(words: &[&str]) -> Result<LeaseCommand, clap::Error> {
+        Words::try_parse_from(std::iter::once(&"lease").chain(words)).map(|it| it.command)
+    }
+
+    fn how(words: &[&str]) -> Set {
+        match parse(words) {
+            Ok(LeaseCommand::Set(how)) => how,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_secret_among_the_arguments_is_refused_and_not_repeated() {
+        let token = format!("satl_{}", "a".repeat(51));
+        for words in [
+            vec!["set", &token],
+            vec!["set", "--token", &token],
+            vec!["set", "satj1_abc"],
+            vec!["set", "--relay", "https://r", "--id", &token, "--ca-pin", "p"],
+        ] {
+            let refusal = refuse_arguments(&how(&words)).unwrap();
+            assert!(refusal.contains("leaked") && refusal.contains("revoke"), "{refusal}");
+            assert!(!refusal.contains(&token), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn other_arguments_are_refused_with_the_way_to_do_it() {
+        for words in [vec!["set", "hello"], vec!["set", "--token"], vec!["set", "--token", "x"]] {
+            assert!(refuse_arguments(&how(&words)).unwrap().contains("prompt"));
+        }
+        assert_eq!(refuse_arguments(&how(&["set", "--replace"])), None);
+        assert!(parse(&["set", "--relay", "https://r"]).is_err(), "the parts go together");
+        assert!(parse(&["set", "--ca-pin", "p"]).is_err());
+    }
+
+    #[test]
+    fn a_hidden_line_can_be_mended_and_given_up() {
+        let read = |bytes: &[u8]| {
+            let mut text = String::new();
+            read_hidden(&mut &*bytes, &mut text).map(|()| text)
+        };
+        assert_eq!(read(b"abx\x7fc\rrest").unwrap(), "abc");
+        assert_eq!(read(b"\n\nabc").unwrap(), "abc");
+        assert!(read(b"ab\x03").is_err());
+        assert!(read(b"\xff\n").is_err());
+        assert_eq!(read(&[b'a'; 9_000]).unwrap().len(), INPUT_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_used_lease_is_told_with_the_fix() {
+        let problem = Problem { code: "lease_used".into(), message: "used".into(), retry_after_s: 0 };
+        assert!(refused(&EnrolmentError::Refused(problem)).contains("lease create"));
+        let busy = Problem { code: "rate_limited".into(), message: "slower".into(), retry_after_s: 4 };
+        assert!(refused(&EnrolmentError::Refused(busy)).contains("after 4 s"));
+    }
+
+    #[test]
+    fn what_is_shown_holds_no_secret() {
+        let authority = crate::uplink::stand_in::Authority::new("relay");
+        let identity = authority.identity(([127, 0, 0, 1], 1).into(), crate::uplink::stand_in::GOOD);
+        let shown = format!("{} {} {}", described(&identity), enrolled(&identity), as_json(&identity));
+        assert!(shown.contains(identity.satellite.as_str()) && shown.contains("attic"));
+        assert!(!shown.contains("sats_") && !shown.contains("PRIVATE"));
+    }
+}

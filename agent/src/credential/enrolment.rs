@@ -295,3 +295,260 @@ impl WebDoor {
 fn without_url(error: &reqwest::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), chain)
 }
+
+#[cfg(test)]
+mod tests {
+    use satellite_shared::clock::{ManualClock, SystemClock};
+    use satellite_shared::id::{LeaseId, SatelliteId};
+    use satellite_shared::secret::{Token, TokenKind};
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+    use crate::uplink::stand_in::{Authority, ENDED, GOOD, Server, connect_proxy, now_ms, socks_proxy};
+
+    fn code(authority: &Authority, server: &Server) -> JoinCode {
+        JoinCode {
+            relay: format!("https://localhost:{}", server.address.port()),
+            lease: LeaseId::from_bits([2; 10]),
+            token: Token::from_bits(TokenKind::Lease, [7; 32]),
+            ca_pin: authority.pin(),
+        }
+    }
+
+    fn answer(authority: &Authority, csr: &str) -> String {
+        let enrolled = Enrolled {
+            satellite: SatelliteId::from_bits([1; 10]),
+            lease: LeaseId::from_bits([2; 10]),
+            name: "attic".into(),
+            token: Token::from_bits(TokenKind::Satellite, [3; 32]),
+            session_url: "wss://localhost:8444".into(),
+            chain: authority.issue(csr, GOOD),
+            ca_bundle: authority.pem.clone(),
+            generation: 2,
+            not_after_ms: now_ms() + 7_000_000,
+            renew_after_ms: now_ms() + 3_000_000,
+        };
+        serde_json::to_string(&enrolled).unwrap()
+    }
+
+    fn body<T: DeserializeOwned>(request: &str) -> T {
+        serde_json::from_str(request.split("\r\n\r\n").nth(1).unwrap()).unwrap()
+    }
+
+    fn problem(code: &str, retry_after_s: u64) -> String {
+        let problem = Problem { code: code.into(), message: "the lease is used: make a new one".into(), retry_after_s };
+        serde_json::to_string(&problem).unwrap()
+    }
+
+    fn way(proxy: Option<String>) -> ProxySettings {
+        ProxySettings { proxy: proxy.or(Some("direct".into())), no_proxy: vec![] }
+    }
+
+    fn time() -> VerificationTime {
+        VerificationTime::new(Arc::new(SystemClock))
+    }
+
+    struct Stage {
+        dir: tempfile::TempDir,
+        authority: Authority,
+        server: Server,
+    }
+
+    impl Stage {
+        async fn new() -> Self {
+            let authority = Authority::new("relay");
+            let server = Server::start(authority.server(GOOD, false)).await;
+            Self { dir: tempfile::tempdir().unwrap(), authority, server }
+        }
+
+        fn keystore(&self) -> Keystore {
+            Keystore::new(self.dir.path())
+        }
+
+        async fn enrol(&self, proxy: Option<String>) -> Result<Identity, EnrolmentError> {
+            enrol(&self.keystore(), &code(&self.authority, &self.server), "attic", &way(proxy), &time()).await
+        }
+
+        async fn good(&self) -> EnrolRequest {
+            let mut stream = self.server.accept().await.unwrap();
+            let request = crate::uplink::stand_in::read_request(&mut stream).await;
+            assert!(request.starts_with("POST /v1/enrol HTTP/1.1\r\n"), "{request}");
+            let asked: EnrolRequest = body(&request);
+            crate::uplink::stand_in::reply(&mut stream, "200 OK", &answer(&self.authority, &asked.csr)).await;
+            asked
+        }
+    }
+
+    #[tokio::test]
+    async fn a_machine_enrols_and_keeps_its_identity() {
+        let stage = Stage::new().await;
+        let (identity, asked) = tokio::join!(stage.enrol(None), stage.good());
+        let identity = identity.unwrap();
+        assert_eq!(asked.token, Token::from_bits(TokenKind::Lease, [7; 32]));
+        let kept = stage.keystore().load().unwrap();
+        assert_eq!(kept.identity.unwrap().chain, identity.chain);
+        assert!(kept.pending.is_none());
+        let file = std::fs::read_to_string(stage.keystore().path()).unwrap();
+        assert!(!file.contains("satl_"), "the lease's token is not kept");
+    }
+
+    #[tokio::test]
+    async fn proxies_lead_to_the_web_door_too() {
+        let stage = Stage::new().await;
+        let (http, asked) = connect_proxy(None).await;
+        let (identity, _) = tokio::join!(stage.enrol(Some(format!("http://bob:pw@{http}"))), stage.good());
+        assert!(identity.is_ok(), "{identity:?}");
+        assert!(asked.lock().unwrap()[0].contains("Basic Ym9iOnB3"));
+        let (socks, asked) = socks_proxy().await;
+        let (identity, _) = tokio::join!(stage.enrol(Some(format!("socks5h://bob:pw@{socks}"))), stage.good());
+        assert!(identity.is_ok(), "{identity:?}");
+        assert!(asked.lock().unwrap()[0].starts_with("localhost:"));
+    }
+
+    #[tokio::test]
+    async fn a_server_without_the_pinned_authority_learns_nothing() {
+        let stage = Stage::new().await;
+        let other = Authority::new("relay");
+        let code = JoinCode { ca_pin: other.pin(), ..code(&stage.authority, &stage.server) };
+        let keystore = stage.keystore();
+        let (way, time) = (way(None), time());
+        let (refused, heard) = tokio::join!(enrol(&keystore, &code, "attic", &way, &time), async {
+            match stage.server.accept().await {
+                Ok(mut stream) => {
+                    let mut all = vec![];
+                    stream.read_to_end(&mut all).await.ok();
+                    all
+                }
+                Err(_) => vec![],
+            }
+        });
+        let text = refused.unwrap_err().to_string();
+        assert!(text.contains("ca-pin") && text.contains("nothing secret was sent"), "{text}");
+        assert!(!text.contains("satl_"), "{text}");
+        assert_eq!(heard, b"", "not one byte of the request");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_was_lost_is_asked_for_again_with_the_same_key() {
+        let stage = Stage::new().await;
+        let (lost, first) = tokio::join!(stage.enrol(None), async {
+            let mut stream = stage.server.accept().await.unwrap();
+            body::<EnrolRequest>(&crate::uplink::stand_in::read_request(&mut stream).await)
+        });
+        assert!(!lost.unwrap_err().is_permanent());
+        assert!(stage.keystore().load().unwrap().identity.is_none());
+        let (identity, second) = tokio::join!(stage.enrol(None), stage.good());
+        assert!(identity.is_ok());
+        let key = |csr: &str| {
+            use rcgen::PublicKeyData as _;
+            rcgen::CertificateSigningRequestParams::from_pem(csr).unwrap().public_key.der_bytes().to_vec()
+        };
+        assert_eq!(key(&first.csr), key(&second.csr));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_and_leaves_what_was_there() {
+        let stage = Stage::new().await;
+        let (first, _) = tokio::join!(stage.enrol(None), stage.good());
+        let before = first.unwrap().chain;
+        let (refused, _) = tokio::join!(stage.enrol(None), async {
+            stage.server.answer("409 Conflict", &problem("lease_used", 0)).await
+        });
+        let refused = refused.unwrap_err();
+        assert!(refused.is_permanent() && refused.to_string().contains("make a new one"), "{refused}");
+        let kept = stage.keystore().load().unwrap();
+        assert_eq!(kept.identity.unwrap().chain, before);
+        assert!(kept.pending.is_none());
+        let (busy, _) = tokio::join!(stage.enrol(None), async {
+            stage.server.answer("429 Too Many Requests", &problem("rate_limited", 9)).await
+        });
+        let busy = busy.unwrap_err();
+        assert_eq!((busy.is_permanent(), busy.retry_after()), (false, Some(Duration::from_secs(9))));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_makes_no_sense_is_refused() {
+        let stage = Stage::new().await;
+        let foreign = answer(&stage.authority, &Key::generate().unwrap().request().unwrap());
+        let long = "x".repeat(ANSWER_BYTES_MAX + 1);
+        for (status, body) in [
+            ("200 OK", "hello"),
+            ("404 Not Found", "<html>"),
+            ("302 Found", ""),
+            ("200 OK", &long),
+            ("200 OK", &foreign),
+        ] {
+            let (refused, _) = tokio::join!(stage.enrol(None), stage.server.answer(status, body));
+            assert!(
+                matches!(refused, Err(EnrolmentError::Answer { .. } | EnrolmentError::Certificate(_))),
+                "{refused:?}"
+            );
+        }
+        assert!(stage.keystore().load().unwrap().identity.is_none());
+    }
+
+    #[tokio::test]
+    async fn what_is_no_address_is_refused_before_anything_is_sent() {
+        let stage = Stage::new().await;
+        for relay in ["http://localhost", "https://", "https://u:p@localhost", "https://localhost?a", "ftp://x"] {
+            let code = JoinCode { relay: relay.into(), ..code(&stage.authority, &stage.server) };
+            let refused = enrol(&stage.keystore(), &code, "attic", &way(None), &time()).await;
+            assert!(matches!(refused, Err(EnrolmentError::Code(_))), "{relay}: {refused:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_is_wrong_is_named() {
+        let stage = Stage::new().await;
+        let (keystore, code, way) = (stage.keystore(), code(&stage.authority, &stage.server), way(None));
+        let ahead = VerificationTime::new(Arc::new(ManualClock::new(now_ms() * 2, 0)));
+        let (refused, _) = tokio::join!(enrol(&keystore, &code, "attic", &way, &ahead), stage.server.accept());
+        let text = refused.unwrap_err().to_string();
+        assert!(text.contains("clock says"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn an_ended_certificate_is_replaced_by_proof_of_its_key() {
+        use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+        use rcgen::PublicKeyData as _;
+
+        let stage = Stage::new().await;
+        let mut old = stage.authority.identity(stage.server.address, ENDED);
+        old.renew_after_ms = old.not_after_ms - 1;
+        stage.keystore().save(&Stored { identity: Some(old.clone()), pending: None }).unwrap();
+        let nonce = "5a".repeat(32);
+        let challenge = serde_json::to_string(&Challenge { nonce: nonce.clone() }).unwrap();
+        let recovering = recover(stage.keystore(), old.clone(), way(None), time());
+        let (recovered, request) = tokio::join!(recovering, async {
+            let first = stage.server.answer("200 OK", &challenge).await;
+            assert!(first.starts_with("POST /v1/recover/challenge "), "{first}");
+            let mut stream = stage.server.accept().await.unwrap();
+            let text = crate::uplink::stand_in::read_request(&mut stream).await;
+            let request: RecoverRequest = body(&text);
+            crate::uplink::stand_in::reply(&mut stream, "200 OK", &answer(&stage.authority, &request.csr)).await;
+            request
+        });
+        let recovered = recovered.unwrap();
+        assert_eq!((recovered.generation, &recovered.satellite), (2, &old.satellite));
+        assert_ne!(recovered.key.expose_pem(), old.key.expose_pem(), "a new key");
+        assert_eq!(stage.keystore().load().unwrap().identity.unwrap().chain, recovered.chain);
+        let text = RecoverRequest::signed_text(&old.satellite, &nonce, 1, &request.csr);
+        let signature = data_encoding::BASE64URL_NOPAD.decode(request.signature.as_bytes()).unwrap();
+        let old_request = rcgen::CertificateSigningRequestParams::from_pem(&old.key.request().unwrap()).unwrap();
+        let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, old_request.public_key.der_bytes());
+        assert!(public.verify(text.as_bytes(), &signature).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_revoked_satellite_is_told_and_keeps_its_old_identity() {
+        let stage = Stage::new().await;
+        let mut old = stage.authority.identity(stage.server.address, ENDED);
+        old.renew_after_ms = old.not_after_ms - 1;
+        stage.keystore().save(&Stored { identity: Some(old.clone()), pending: None }).unwrap();
+        let recovering = recover(stage.keystore(), old.clone(), way(None), time());
+        let revoked = problem("revoked", 0);
+        let (refused, _) = tokio::join!(recovering, stage.server.answer("403 Forbidden", &revoked));
+        assert!(refused.unwrap_err().is_permanent());
+        assert_eq!(stage.keystore().load().unwrap().identity.unwrap().chain, old.chain);
+    }
+}

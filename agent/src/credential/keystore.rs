@@ -480,3 +480,118 @@ impl Written {
         Ok(Stored { identity: Some(identity), pending })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::uplink::stand_in::{Authority, GOOD};
+
+    fn stored() -> Stored {
+        let identity = Authority::new("relay").identity(([127, 0, 0, 1], 1).into(), GOOD);
+        let pending = Some(Pending { lease: None, key: Key::generate().unwrap() });
+        Stored { identity: Some(identity), pending }
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o777
+    }
+
+    #[test]
+    fn an_identity_survives_the_disk_and_nobody_else_may_read_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let keystore = Keystore::new(dir.path());
+        assert!(keystore.load().unwrap().identity.is_none());
+        let before = stored();
+        keystore.save(&before).unwrap();
+        let after = keystore.load().unwrap();
+        assert_eq!(format!("{:?}", after.identity), format!("{:?}", before.identity));
+        let (before, after) = (before.identity.unwrap(), after.identity.unwrap());
+        assert_eq!((after.key.expose_pem(), &after.token), (before.key.expose_pem(), &before.token));
+        assert_eq!((mode(keystore.dir()), mode(&keystore.path())), (0o700, 0o600));
+        assert!(Identity::load(dir.path()).unwrap().is_some());
+        keystore.remove().unwrap();
+        assert!(keystore.load().unwrap().identity.is_none());
+    }
+
+    #[test]
+    fn what_others_may_read_is_refused_with_the_fix() {
+        let dir = tempfile::tempdir().unwrap();
+        let keystore = Keystore::new(dir.path());
+        keystore.save(&stored()).unwrap();
+        fs::set_permissions(keystore.path(), fs::Permissions::from_mode(0o640)).unwrap();
+        let text = keystore.load().unwrap_err().to_string();
+        assert!(text.contains("0640") && text.contains("chmod 600"), "{text}");
+        fs::set_permissions(keystore.path(), fs::Permissions::from_mode(0o600)).unwrap();
+        fs::set_permissions(keystore.dir(), fs::Permissions::from_mode(0o755)).unwrap();
+        let text = keystore.load().unwrap_err().to_string();
+        assert!(text.contains("chmod 700"), "{text}");
+        assert!(keystore.save(&stored()).is_err(), "nothing secret goes there either");
+    }
+
+    #[test]
+    fn what_is_damaged_is_refused_and_not_repeated() {
+        let dir = tempfile::tempdir().unwrap();
+        let keystore = Keystore::new(dir.path());
+        keystore.save(&stored()).unwrap();
+        let text = fs::read_to_string(keystore.path()).unwrap();
+        let cut = &text[..text.len() / 2];
+        let other_key = text.replace("PRIVATE KEY", "PUBLIC KEY");
+        for bad in ["", "{}", cut, "[1]", &other_key, &format!("{text}{}", " ".repeat(300 << 10))] {
+            write_private(&keystore.path(), bad.as_bytes()).unwrap();
+            let error = keystore.load().unwrap_err();
+            assert!(matches!(error, KeystoreError::Damaged { .. }), "{error}");
+            assert!(!error.to_string().contains("sats_") && !error.to_string().contains("PRIVATE"), "{error}");
+        }
+        write_private(&keystore.path(), text.replace("\"format\": 1", "\"format\": 2").as_bytes()).unwrap();
+        assert!(matches!(keystore.load(), Err(KeystoreError::Newer { .. })));
+    }
+
+    #[test]
+    fn a_crash_before_the_swap_leaves_the_old_identity_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let keystore = Keystore::new(dir.path());
+        keystore.save(&stored()).unwrap();
+        let before = keystore.load().unwrap().identity.unwrap();
+        fs::write(keystore.path().with_extension("new"), "half of the ne").unwrap();
+        assert_eq!(keystore.load().unwrap().identity.unwrap().chain, before.chain);
+        let version = keystore.version();
+        keystore.save(&stored()).unwrap();
+        assert_ne!(keystore.load().unwrap().identity.unwrap().chain, before.chain);
+        assert_ne!(keystore.version(), version);
+    }
+
+    #[test]
+    fn a_certificate_for_another_key_is_not_taken() {
+        let authority = Authority::new("relay");
+        let identity = authority.identity(([127, 0, 0, 1], 1).into(), GOOD);
+        let (asked, other) = (Key::generate().unwrap(), Key::generate().unwrap());
+        let certificate = |chain: String| Certificate {
+            chain,
+            ca_bundle: authority.pem.clone(),
+            generation: 2,
+            not_after_ms: 2,
+            renew_after_ms: 1,
+        };
+        let good = certificate(authority.issue(&asked.request().unwrap(), GOOD));
+        assert_eq!(identity.renewed(&good, asked.clone()).unwrap().generation, 2);
+        let foreign = certificate(authority.issue(&other.request().unwrap(), GOOD));
+        assert!(matches!(identity.renewed(&foreign, asked.clone()), Err(InvalidCertificate::Key(_))));
+        assert!(matches!(
+            identity.renewed(&certificate("hello".into()), asked.clone()),
+            Err(InvalidCertificate::Pem("chain"))
+        ));
+        let bundle = Certificate { ca_bundle: String::new(), ..good.clone() };
+        assert!(matches!(identity.renewed(&bundle, asked.clone()), Err(InvalidCertificate::Pem("ca_bundle"))));
+        let times = Certificate { renew_after_ms: 3, ..good };
+        assert!(matches!(identity.renewed(&times, asked), Err(InvalidCertificate::Answer(_))));
+    }
+
+    #[test]
+    fn neither_key_nor_token_is_shown_by_debug() {
+        let stored = stored();
+        let identity = stored.identity.clone().unwrap();
+        let shown = format!("{stored:?}");
+        let secret_line = identity.key.expose_pem().lines().nth(1).unwrap();
+        assert!(!shown.contains(secret_line) && !shown.contains(identity.token.expose()));
+    }
+}

@@ -94,7 +94,10 @@ impl ServerCertVerifier for PinVerifier {
         let algorithms = self.provider.signature_verification_algorithms;
         let verified = verify_server_cert_signed_by_trust_anchor(&leaf, &roots, intermediates, now, algorithms.all);
         match verified {
-            Err(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) if pinned.is_none() => {
+            // An authority of the same name and another key gives a bad signature.
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::UnknownIssuer | CertificateError::BadSignature,
+            )) if pinned.is_none() => {
                 return Err(missing().into());
             }
             other => other?,
@@ -142,4 +145,72 @@ pub fn bundle_verifier(
         .build()
         .map_err(|error| rustls::Error::General(format!("the authorities of the identity: {error}")))?;
     Ok(verifier)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::uplink::stand_in::{Authority, now_ms};
+
+    fn verify(
+        verifier: &PinVerifier,
+        of: &Authority,
+        sent: &[CertificateDer<'_>],
+        name: &str,
+    ) -> Result<(), rustls::Error> {
+        let leaf = of.leaf();
+        let now = UnixTime::since_unix_epoch(std::time::Duration::from_millis(now_ms().unsigned_abs()));
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        verifier.verify_server_cert(&leaf, sent, &name, &[], now).map(|_| ())
+    }
+
+    fn verifier(pin: &str, known: Vec<CertificateDer<'static>>) -> PinVerifier {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        PinVerifier::new(Pin::parse(pin).unwrap(), known, provider)
+    }
+
+    fn is_missing(result: Result<(), rustls::Error>) -> bool {
+        matches!(result, Err(rustls::Error::InvalidCertificate(CertificateError::Other(other))) if other.0.is::<PinMissing>())
+    }
+
+    #[test]
+    fn the_pinned_authority_is_found_wherever_it_stands_in_the_chain() {
+        let (relay, other) = (Authority::new("relay"), Authority::new("other"));
+        let verifier = verifier(&relay.pin(), vec![]);
+        let (ours, foreign) = (relay.certificate.clone(), other.certificate.clone());
+        assert_eq!(verify(&verifier, &relay, &[ours.clone()], "localhost"), Ok(()));
+        assert_eq!(verify(&verifier, &relay, &[foreign.clone(), ours.clone()], "127.0.0.1"), Ok(()));
+        assert!(is_missing(verify(&verifier, &relay, &[], "localhost")));
+        assert!(is_missing(verify(&verifier, &other, &[foreign.clone()], "localhost")));
+        assert!(is_missing(verify(&verifier, &relay, &[b"junk".to_vec().into()], "localhost")));
+    }
+
+    #[test]
+    fn the_pin_alone_is_not_enough() {
+        let (relay, other) = (Authority::new("relay"), Authority::new("relay"));
+        let verifier = verifier(&relay.pin(), vec![]);
+        let ours = relay.certificate.clone();
+        // A stranger sends the public certificate of the pinned authority beside a leaf of its own.
+        assert!(verify(&verifier, &other, &[ours.clone()], "localhost").is_err());
+        assert!(verify(&verifier, &relay, &[ours], "elsewhere.example").is_err());
+    }
+
+    #[test]
+    fn authorities_of_an_earlier_enrolment_serve_a_recovery() {
+        let (before, after) = (Authority::new("before"), Authority::new("after"));
+        let verifier = verifier(&before.pin(), vec![after.certificate.clone()]);
+        assert_eq!(verify(&verifier, &after, &[], "localhost"), Ok(()));
+        assert_eq!(verify(&verifier, &before, &[before.certificate.clone()], "localhost"), Ok(()));
+        let stranger = Authority::new("after");
+        assert!(is_missing(verify(&verifier, &stranger, &[stranger.certificate.clone()], "localhost")));
+    }
+
+    #[test]
+    fn a_pin_is_64_hexadecimal_digits() {
+        let pin = Authority::new("relay").pin();
+        assert_eq!(Pin::parse(&pin.to_uppercase()), Pin::parse(&pin));
+        for bad in ["", "ab", &pin[1..], &format!("{pin}00"), &pin.replace(|c: char| c.is_ascii_digit(), "x")] {
+            assert_eq!(Pin::parse(bad), None, "{bad}");
+        }
+    }
 }

@@ -227,14 +227,18 @@ impl Dial {
     /// # Errors
     /// Says which step failed and what to do.
     pub async fn connect(self) -> Result<Socket, DialError> {
+        self.connect_within(ATTEMPT).await
+    }
+
+    async fn connect_within(self, limit: Duration) -> Result<Socket, DialError> {
         let url = self.identity.session_url.clone();
         let uri: Uri = url.parse().map_err(|_| DialError::Address(url.clone()))?;
         let (Some("wss"), Some(host)) = (uri.scheme_str(), uri.host()) else { return Err(DialError::Address(url)) };
         let target = Target { host: host.to_owned(), port: uri.port_u16().unwrap_or(443) };
         let mut step = Step::Tcp;
         let attempt = self.steps(&target, &mut step);
-        let ended = tokio::time::timeout(ATTEMPT, attempt).await;
-        ended.unwrap_or_else(|_| Err(DialError::Slow { step, to: target.to_string(), seconds: ATTEMPT.as_secs() }))
+        let ended = tokio::time::timeout(limit, attempt).await;
+        ended.unwrap_or_else(|_| Err(DialError::Slow { step, to: target.to_string(), seconds: limit.as_secs() }))
     }
 
     async fn steps(self, target: &Target, step: &mut Step) -> Result<Socket, DialError> {
@@ -475,9 +479,12 @@ pub fn explain_tls(error: &rustls::Error, time: &VerificationTime) -> String {
                  set the clock (`timedatectl`)",
                 clock()
             ),
-            CertificateError::UnknownIssuer => "the relay's certificate is not from the authority that this satellite \
+            // An authority of the same name and another key gives a bad signature.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                "the relay's certificate is not from the authority that this satellite \
                 enrolled with: another relay answers, or something between decrypts TLS"
-                .to_owned(),
+                    .to_owned()
+            }
             CertificateError::Other(other) => other.to_string(),
             other => format!("the relay's certificate is refused: {other}"),
         },
@@ -525,5 +532,237 @@ fn websocket_error(error: WsError, time: &VerificationTime, target: &Target) -> 
             retry_after: None,
         },
         other => DialError::WebSocket { to, why: chain(&other), retry_after: None },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use satellite_shared::clock::{ManualClock, SystemClock};
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+    use crate::uplink::stand_in::{
+        Authority, DAY_S, ENDED, GOOD, Life, Server, connect_proxy, detached, now_ms, read_request, reply, socks_proxy,
+    };
+
+    fn dial(identity: Identity, proxy: Option<String>, clock: Arc<dyn Clock>) -> Dial {
+        let proxy = ProxySettings { proxy: proxy.or(Some("direct".into())), no_proxy: vec![] };
+        Dial { identity, proxy, time: VerificationTime::new(clock), meter: Arc::new(Meter::default()) }
+    }
+
+    /// Accepts one session and says what its TLS agreed on.
+    async fn serve(server: Server) -> String {
+        let stream = server.accept().await.unwrap();
+        let (_, tls) = stream.get_ref();
+        let agreed = format!(
+            "{:?} {:?} {:?} {:?}",
+            tls.protocol_version().unwrap(),
+            tls.negotiated_key_exchange_group().unwrap().name(),
+            tls.handshake_kind().unwrap(),
+            tls.alpn_protocol().map(String::from_utf8_lossy)
+        );
+        #[expect(clippy::result_large_err, reason = "the callback's type is tungstenite's")]
+        let check = |request: &tokio_tungstenite::tungstenite::handshake::server::Request,
+                     mut response: tokio_tungstenite::tungstenite::handshake::server::Response| {
+            assert_eq!(request.uri().path(), version::PATH);
+            assert!(request.headers().get("origin").is_none());
+            let protocol = request.headers()["sec-websocket-protocol"].clone();
+            assert_eq!(protocol, version::SUBPROTOCOL);
+            response.headers_mut().insert("sec-websocket-protocol", protocol);
+            Ok(response)
+        };
+        let mut socket = tokio_tungstenite::accept_hdr_async(stream, check).await.unwrap();
+        socket.close(None).await.ok();
+        agreed
+    }
+
+    async fn through(proxy: Option<String>, host: Option<&str>) -> Result<String, DialError> {
+        let authority = Authority::new("relay");
+        let server = Server::start(authority.server(GOOD, true)).await;
+        let mut identity = authority.identity(server.address, GOOD);
+        if let Some(host) = host {
+            identity.session_url = format!("wss://{host}:{}", server.address.port());
+        }
+        let (connected, agreed) = tokio::join!(dial(identity, proxy, Arc::new(SystemClock)).connect(), async {
+            tokio::time::timeout(Duration::from_secs(5), serve(server)).await
+        });
+        connected.map(|_| agreed.unwrap())
+    }
+
+    async fn refused(server: Server, identity: Identity, clock: Arc<dyn Clock>) -> DialError {
+        detached(async move {
+            while let Ok(stream) = server.accept().await {
+                drop(stream);
+            }
+        });
+        dial(identity, None, clock).connect().await.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn a_session_is_tls_1_3_post_quantum_never_resumed_and_http_1() {
+        let agreed = through(None, None).await.unwrap();
+        assert_eq!(agreed, r#"TLSv1_3 X25519MLKEM768 Full Some("http/1.1")"#);
+        assert!(through(None, Some("localhost")).await.is_ok(), "by name too");
+    }
+
+    #[tokio::test]
+    async fn a_connect_proxy_leads_to_the_relay_and_sees_the_credentials_it_wants() {
+        let (proxy, asked) = connect_proxy(None).await;
+        through(Some(format!("http://bob:pw@{proxy}")), Some("localhost")).await.unwrap();
+        let head = asked.lock().unwrap()[0].clone();
+        assert!(head.starts_with("CONNECT localhost:"), "{head}");
+        assert!(head.contains("Proxy-Authorization: Basic Ym9iOnB3"), "{head}");
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_refuses_is_named_without_its_credentials() {
+        let (proxy, _) = connect_proxy(Some("407 Proxy Authentication Required")).await;
+        let error = through(Some(format!("http://bob:hunter2@{proxy}")), None).await.unwrap_err();
+        let text = format!("{error} {error:?}");
+        assert!(matches!(error, DialError::Through { .. }), "{text}");
+        assert!(text.contains("authorization required") && !text.contains("hunter2"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn socks5h_lets_the_proxy_resolve_and_socks5_does_not() {
+        let (proxy, asked) = socks_proxy().await;
+        through(Some(format!("socks5h://bob:pw@{proxy}")), Some("localhost")).await.unwrap();
+        through(Some(format!("socks5://bob:pw@{proxy}")), Some("localhost")).await.map_or_else(
+            // localhost may be ::1 first, where nothing listens; what counts is that an address was asked for.
+            |_| (),
+            |_| (),
+        );
+        let asked = asked.lock().unwrap().clone();
+        assert!(asked[0].starts_with("localhost:"), "{asked:?}");
+        assert!(asked.iter().skip(1).all(|one| !one.starts_with("localhost")), "{asked:?}");
+        let wrong = through(Some(format!("socks5h://bob:xx@{proxy}")), None).await.unwrap_err();
+        assert!(matches!(wrong, DialError::Through { .. }), "{wrong}");
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_is_not_there_is_named() {
+        let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        for scheme in ["http", "socks5h"] {
+            let error = through(Some(format!("{scheme}://{gone}")), None).await.unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains(&gone.to_string()) && text.contains("refused"), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn each_step_that_fails_is_named() {
+        let authority = Authority::new("relay");
+        let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let mut identity = authority.identity(gone, GOOD);
+        let error = dial(identity.clone(), None, Arc::new(SystemClock)).connect().await.unwrap_err();
+        assert!(matches!(error, DialError::Tcp { .. }), "{error}");
+        identity.session_url = "wss://no..such..name:1".into();
+        let error = dial(identity.clone(), None, Arc::new(SystemClock)).connect().await.unwrap_err();
+        assert!(matches!(error, DialError::Dns { .. }), "{error}");
+        identity.session_url = "ws://127.0.0.1:1".into();
+        let error = dial(identity, None, Arc::new(SystemClock)).connect().await.unwrap_err();
+        assert!(matches!(error, DialError::Address(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_relay_of_another_authority_is_refused() {
+        let (ours, other) = (Authority::new("relay"), Authority::new("relay"));
+        let server = Server::start(other.server(GOOD, true)).await;
+        let identity = ours.identity(server.address, GOOD);
+        let error = refused(server, identity, Arc::new(SystemClock)).await;
+        assert!(error.to_string().contains("authority"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_is_ahead_or_behind_is_named() {
+        let authority = Authority::new("relay");
+        for (clock_ms, says) in
+            [(now_ms() + 4_000 * DAY_S * 1000, "after the end"), (now_ms() - 400 * DAY_S * 1000, "before")]
+        {
+            let server = Server::start(authority.server(GOOD, true)).await;
+            let identity = authority.identity(server.address, GOOD);
+            let error = refused(server, identity, Arc::new(ManualClock::new(clock_ms, 0))).await.to_string();
+            assert!(error.contains("clock says") && error.contains(says), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_ended_client_certificate_is_told_from_other_refusals() {
+        let authority = Authority::new("relay");
+        let server = Server::start(authority.server(GOOD, true)).await;
+        let identity = authority.identity(server.address, ENDED);
+        let error = refused(server, identity, Arc::new(SystemClock)).await;
+        assert!(error.is_expired_certificate(), "{error}");
+        let other = Authority::new("other");
+        let server = Server::start(authority.server(GOOD, true)).await;
+        let mut identity = other.identity(server.address, GOOD);
+        identity.ca_bundle = authority.pem.clone();
+        let error = refused(server, identity, Arc::new(SystemClock)).await;
+        assert!(!error.is_expired_certificate(), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_no_relay_is_told_so_and_its_wish_to_wait_is_kept() {
+        let authority = Authority::new("relay");
+        let server = Server::start(authority.server(GOOD, true)).await;
+        let identity = authority.identity(server.address, GOOD);
+        let (error, ()) = tokio::join!(dial(identity, None, Arc::new(SystemClock)).connect(), async {
+            let mut stream = server.accept().await.unwrap();
+            read_request(&mut stream).await;
+            reply(&mut stream, "503 Busy\r\nRetry-After: 17", "too much").await;
+        });
+        let error = error.unwrap_err();
+        assert_eq!(error.retry_after(), Some(Duration::from_secs(17)));
+        assert!(error.to_string().contains("503"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_port_that_speaks_no_tls_is_told_so() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let identity = Authority::new("relay").identity(listener.local_addr().unwrap(), GOOD);
+        let (error, ()) = tokio::join!(dial(identity, None, Arc::new(SystemClock)).connect(), async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+        });
+        assert!(matches!(error, Err(DialError::Tls { expired: false, .. })), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn an_attempt_is_bounded_as_a_whole() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let identity = Authority::new("relay").identity(listener.local_addr().unwrap(), GOOD);
+        let limit = Duration::from_millis(200);
+        let error = dial(identity, None, Arc::new(SystemClock)).connect_within(limit).await.unwrap_err();
+        assert!(matches!(error, DialError::Slow { step: Step::Tls, .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn greeting_hears_the_relays_hello() {
+        let authority = Authority::new("relay");
+        let server = Server::start(authority.server(Life(60, DAY_S), true)).await;
+        let identity = authority.identity(server.address, GOOD);
+        let direct = ProxySettings { proxy: Some("direct".into()), no_proxy: vec![] };
+        let (hello, ()) = tokio::join!(greet(&identity, &direct, &SystemClock), async {
+            let stream = server.accept().await.unwrap();
+            #[expect(clippy::result_large_err, reason = "the callback's type is tungstenite's")]
+            let accept = |_: &_, mut response: tokio_tungstenite::tungstenite::handshake::server::Response| {
+                let protocol = version::SUBPROTOCOL.parse().unwrap();
+                response.headers_mut().insert("sec-websocket-protocol", protocol);
+                Ok(response)
+            };
+            let mut socket = tokio_tungstenite::accept_hdr_async(stream, accept).await.unwrap();
+            let hello = Hello {
+                protocol_min: 1,
+                protocol_max: 1,
+                relay: "r1".into(),
+                relay_version: "0".into(),
+                clock_ms: 5,
+                heartbeat_s: 20,
+            };
+            let text = serde_json::to_string(&ToSatellite::Hello(hello)).unwrap();
+            futures_util::SinkExt::send(&mut socket, text.into()).await.unwrap();
+            while socket.next().await.is_some_and(|message| message.is_ok()) {}
+        });
+        assert_eq!(hello.unwrap().relay, "r1");
     }
 }
