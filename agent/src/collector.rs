@@ -2,7 +2,7 @@
 //!
 //! A collector answers one question: what do the metrics that are due read now? The frame around it (the scheduler's)
 //! measures, limits its time, and turns a failure into gaps, for all alike. Deliberately absent: retries, schedules,
-//! and any way to reach an address that did not pass the [`Gate`](crate::policy::Gate).
+//! and any way to reach an address that did not pass the [`Gate`].
 
 pub mod host;
 
