@@ -1,1 +1,25 @@
 //! What the journeys share: the programs, devices that misbehave, links that fail, and the checker.
+//!
+//! Everything here is a real process or a real socket on loopback, on a port that the kernel chose, in a directory that
+//! is gone afterwards. Nothing waits a fixed time: [`wait::until`] asks until a deadline. Whatever was started ends with
+//! its owner, also when a test panics.
+
+pub mod wait;
+
+pub mod process;
+
+pub mod programs;
+
+pub mod peers;
+
+pub mod relay;
+
+pub mod satellite;
+
+pub mod device;
+
+pub mod link;
+
+pub mod checker;
+
+pub mod journey;

@@ -1,0 +1,78 @@
+//! The real peers that tests run against: which there are, and how to get the others.
+//!
+//! A test whose peer is missing is ignored with the reason, never failed and never silently passed; `cargo verify`
+//! installs them where it may.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::programs;
+
+/// Something real to test against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Peer {
+    /// A Python with pyarrow, duckdb and polars: the readers that are not ours.
+    Python,
+    /// An S3-compatible server (moto).
+    S3,
+    /// Prometheus' node exporter.
+    NodeExporter,
+    /// An HTTP CONNECT proxy.
+    Tinyproxy,
+    /// A SOCKS5 proxy.
+    Microsocks,
+}
+
+/// All of them.
+pub const ALL: [Peer; 5] = [Peer::Python, Peer::S3, Peer::NodeExporter, Peer::Tinyproxy, Peer::Microsocks];
+
+impl Peer {
+    /// The Debian package that brings it.
+    #[must_use]
+    pub fn package(self) -> &'static str {
+        match self {
+            Self::Python | Self::S3 => "python3-venv",
+            Self::NodeExporter => "prometheus-node-exporter",
+            Self::Tinyproxy => "tinyproxy-bin",
+            Self::Microsocks => "microsocks",
+        }
+    }
+
+    /// Where it is, if it is there.
+    #[must_use]
+    pub fn path(self) -> Option<PathBuf> {
+        match self {
+            Self::Python => python_with("pyarrow, duckdb, polars"),
+            Self::S3 => python_with("moto.server, boto3"),
+            Self::NodeExporter => in_path("prometheus-node-exporter"),
+            Self::Tinyproxy => in_path("tinyproxy"),
+            Self::Microsocks => in_path("microsocks"),
+        }
+    }
+
+    /// Why a test that needs it is ignored.
+    #[must_use]
+    pub fn missing(self) -> String {
+        format!("{self:?} is not there: `cargo verify` as root installs it, or `apt-get install {}`", self.package())
+    }
+}
+
+/// The environment that `cargo verify` makes for the Python peers.
+#[must_use]
+pub fn venv() -> Option<PathBuf> {
+    programs::target_dir().ok().map(|target| target.join("verify-venv"))
+}
+
+fn python_with(modules: &str) -> Option<PathBuf> {
+    let candidates = [venv().map(|venv| venv.join("bin/python")), in_path("python3")];
+    candidates.into_iter().flatten().find(|python| {
+        let asked = Command::new(python).args(["-c", &format!("import {modules}")]).output();
+        asked.is_ok_and(|said| said.status.success())
+    })
+}
+
+fn in_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let more = ["/usr/sbin", "/usr/bin", "/usr/local/bin"].map(PathBuf::from);
+    std::env::split_paths(&path).chain(more).map(|dir| dir.join(name)).find(|file| file.is_file())
+}
