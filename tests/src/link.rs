@@ -281,6 +281,10 @@ fn pump(connection: &Connection, shared: &Shared, up: bool) {
             Ok(read) => read,
         };
         std::thread::sleep(pause);
+        // It may have been frozen while this piece was awaited.
+        while shared.state().mode == Mode::Frozen && !shared.ended.load(Ordering::Relaxed) {
+            std::thread::sleep(LOOK);
+        }
         if connection.swallowed.load(Ordering::Relaxed) {
             continue;
         }

@@ -47,7 +47,7 @@ impl Satellite {
     /// # Errors
     /// When the file can't be written.
     pub fn allow(&self, loopback_ports: &[u16]) -> Result<()> {
-        let mut policy = String::from("[loopback]\nports = [");
+        let mut policy = String::from("loopback_ports = [");
         for port in loopback_ports {
             write!(policy, "{port}, ")?;
         }
