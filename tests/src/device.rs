@@ -36,6 +36,8 @@ pub enum Manner {
     Huge(usize),
     /// Begins an answer and sends a byte a second of it.
     Trickles,
+    /// Answers on its page with so many more series, of digits that hardly compress.
+    Noise(usize),
     /// Sends the client to this URL.
     Redirects(String),
 }
@@ -152,6 +154,12 @@ impl Device {
         )
     }
 
+    /// Its name in the configuration.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
     /// Writes what the devices saw, for the checker.
     ///
     /// # Errors
@@ -195,7 +203,8 @@ fn serve(stream: &TcpStream, shared: &Shared) -> Result<()> {
     if let Manner::Slow(by) = manner {
         std::thread::sleep(by);
     }
-    let tick = matches!(manner, Manner::Answers | Manner::Slow(_)).then(|| shared.next.fetch_add(1, Ordering::Relaxed));
+    let answers = matches!(manner, Manner::Answers | Manner::Slow(_) | Manner::Noise(_));
+    let tick = answers.then(|| shared.next.fetch_add(1, Ordering::Relaxed));
     // Before the answer leaves: what arrives has then always been written down.
     let entry = Entry { wall_ms: wait::wall_ms(), tick };
     shared.log.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
@@ -205,12 +214,8 @@ fn serve(stream: &TcpStream, shared: &Shared) -> Result<()> {
 fn answer(mut stream: &TcpStream, request: &str, manner: &Manner, tick: u64, rest: &mut impl Read) -> Result<()> {
     let page = request.contains(" /metrics ");
     let body = match manner {
-        Manner::Answers | Manner::Slow(_) if page => format!(
-            "# HELP device_tick_total Answers so far.\n# TYPE device_tick_total counter\ndevice_tick_total {tick}\n\
-             # TYPE device_echo gauge\ndevice_echo{{form=\"page\"}} {}\n",
-            echo(tick)
-        ),
-        Manner::Answers | Manner::Slow(_) => {
+        Manner::Answers | Manner::Slow(_) | Manner::Noise(_) if page => page_of(tick, manner),
+        Manner::Answers | Manner::Slow(_) | Manner::Noise(_) => {
             format!("{{\"tick\": {tick}, \"echo\": {}, \"state\": \"on\"}}", echo(tick))
         }
         Manner::Silent => {
@@ -238,6 +243,7 @@ fn answer(mut stream: &TcpStream, request: &str, manner: &Manner, tick: u64, res
         | Manner::HangsUp
         | Manner::Garbage
         | Manner::Huge(_)
+        | Manner::Noise(_)
         | Manner::Trickles => (200, String::new()),
     };
     let kind = if page { "text/plain; version=0.0.4" } else { "application/json" };
@@ -248,6 +254,25 @@ fn answer(mut stream: &TcpStream, request: &str, manner: &Manner, tick: u64, res
     stream.write_all(head.as_bytes())?;
     stream.write_all(body.as_bytes())?;
     Ok(())
+}
+
+/// The page of an exporter.
+fn page_of(tick: u64, manner: &Manner) -> String {
+    let mut page = format!(
+        "# HELP device_tick_total Answers so far.\n# TYPE device_tick_total counter\ndevice_tick_total {tick}\n\
+         # TYPE device_echo gauge\ndevice_echo{{form=\"page\"}} {}\n# TYPE device_noise gauge\n",
+        echo(tick)
+    );
+    let more = if let Manner::Noise(series) = manner { *series } else { 0 };
+    let mut state = tick | 1;
+    for series in 0..more {
+        // Xorshift: every run the same, every bit another.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        page.push_str(&format!("device_noise{{n=\"{series}\"}} 0.{state}\n"));
+    }
+    page
 }
 
 #[cfg(test)]

@@ -22,4 +22,6 @@ pub mod link;
 
 pub mod checker;
 
+pub mod house;
+
 pub mod journey;

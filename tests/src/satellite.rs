@@ -1,6 +1,7 @@
 //! A real satellite, in a directory of its own, with a policy that allows the devices of its test and nothing else.
 
 use std::fmt::Write as _;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -60,7 +61,10 @@ impl Satellite {
     /// # Errors
     /// When the file can't be written.
     pub fn set_policy(&self, policy: &str) -> Result<()> {
-        Ok(std::fs::write(self.dir.join("policy.toml"), policy)?)
+        let file = self.dir.join("policy.toml");
+        std::fs::write(&file, policy)?;
+        // A policy that others may write is refused, whatever this user's umask is.
+        Ok(std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644))?)
     }
 
     fn write_settings(&self) -> Result<()> {

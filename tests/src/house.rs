@@ -1,0 +1,128 @@
+//! The usual scene of a journey: one relay, one enrolled satellite, some devices; and its usual end, the checker.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::checker::Verdict;
+use crate::device::Device;
+use crate::relay::Relay;
+use crate::satellite::Satellite;
+use crate::wait;
+
+/// How long anything may take that takes a moment: machines that test are slow.
+pub const SOON: Duration = Duration::from_secs(45);
+/// How long everything buffered may take to be stored.
+pub const BALANCED_WITHIN: Duration = Duration::from_secs(120);
+
+/// A document without devices: nothing is due any more.
+pub const EMPTY_DOCUMENT: &str = "device = []\n";
+
+/// The scene.
+#[derive(Debug)]
+pub struct House {
+    /// The relay, running.
+    pub relay: Relay,
+    /// The satellite, enrolled and running.
+    pub satellite: Satellite,
+    /// The satellite's id.
+    pub id: String,
+}
+
+impl House {
+    /// A relay, a satellite that has joined it and may poll these devices; it has no configuration yet.
+    ///
+    /// # Errors
+    /// With what did not start.
+    pub fn new(dir: &Path, devices: &[&Device]) -> Result<Self> {
+        Self::with_settings(dir, devices, FAST_ARCHIVE, None)
+    }
+
+    /// The same with other settings.
+    ///
+    /// # Errors
+    /// With what did not start.
+    pub fn with_settings(dir: &Path, devices: &[&Device], relay: &str, satellite: Option<&str>) -> Result<Self> {
+        let mut relay = Relay::new(dir, relay)?;
+        relay.start()?;
+        let ports: Vec<u16> = devices.iter().map(|device| device.port()).collect();
+        let mut own = Satellite::new(dir, "attic", &ports)?;
+        if let Some(settings) = satellite {
+            own.set(settings)?;
+        }
+        let id = own.join(&relay)?;
+        Ok(Self { relay, satellite: own, id })
+    }
+
+    /// Hands over a document and waits until the satellite says that it applied it.
+    ///
+    /// # Errors
+    /// When it is refused or not applied in time.
+    pub fn configure(&self, document: &str) -> Result<()> {
+        let before = self.config_version();
+        self.relay.configure(&self.id, document)?.success().context("config set")?;
+        wait::until_true("the configuration is applied", SOON, || Ok(self.config_version() > before))
+    }
+
+    /// The version of the configuration that the satellite says it runs; 0 for none.
+    #[must_use]
+    pub fn config_version(&self) -> u64 {
+        let status = self.satellite.status().unwrap_or_default();
+        status["config"]["version"].as_u64().unwrap_or_default()
+    }
+
+    /// Waits until a device was polled so often since now.
+    ///
+    /// # Errors
+    /// When it was not.
+    pub fn wait_for_polls(&self, device: &Device, more: usize) -> Result<()> {
+        let wanted = device.requests() + more;
+        let what = format!("{more} polls of {}", device.name());
+        let within = SOON + Duration::from_secs(2) * u32::try_from(more)?;
+        wait::until_true(&what, within, || Ok(device.requests() >= wanted))
+    }
+
+    /// Waits until the satellite says that its link is up, or down.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub fn wait_for_link(&self, up: bool) -> Result<()> {
+        let what = if up { "the link is up" } else { "the link is down" };
+        wait::until_true(what, BALANCED_WITHIN, || Ok(self.is_linked()? == up))
+    }
+
+    /// Whether the satellite says that its link is up.
+    ///
+    /// # Errors
+    /// When it can't be asked.
+    pub fn is_linked(&self) -> Result<bool> {
+        Ok(self.satellite.status()?["link"]["state"] == "connected")
+    }
+
+    /// Lets nothing be due any more, waits until all is stored or explained, and has the files checked.
+    ///
+    /// # Errors
+    /// When anything is lost, doubled, altered, made up or unexplained.
+    pub fn finish(&mut self, devices: &[&Device]) -> Result<Verdict> {
+        self.configure(EMPTY_DOCUMENT)?;
+        self.relay.wait_until_balanced(&self.id, BALANCED_WITHIN)?;
+        self.satellite.stop()?;
+        self.check(devices)
+    }
+
+    /// Has the files checked as they are.
+    ///
+    /// # Errors
+    /// When anything is lost, doubled, altered, made up or unexplained.
+    pub fn check(&self, devices: &[&Device]) -> Result<Verdict> {
+        let account = self.relay.account(&self.id)?;
+        let verdict = Verdict::of(&self.relay.records(), devices)?;
+        verdict.must_be_whole()?;
+        verdict.must_agree(&self.id, &account)?;
+        Ok(verdict)
+    }
+}
+
+/// A relay that commits often, so that tests need not wait.
+pub const FAST_ARCHIVE: &str = "[archive]\ncommit_every = \"300ms\"\n";
