@@ -69,7 +69,7 @@ impl House {
     #[must_use]
     pub fn config_version(&self) -> u64 {
         let status = self.satellite.status().unwrap_or_default();
-        status["config"]["version"].as_u64().unwrap_or_default()
+        status["config_version"].as_u64().unwrap_or_default()
     }
 
     /// Waits until a device was polled so often since now.

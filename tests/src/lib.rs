@@ -20,6 +20,8 @@ pub mod device;
 
 pub mod link;
 
+pub mod impostor;
+
 pub mod checker;
 
 pub mod house;
