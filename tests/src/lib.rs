@@ -24,6 +24,8 @@ pub mod impostor;
 
 pub mod checker;
 
+pub mod parquet_files;
+
 pub mod house;
 
 pub mod journey;

@@ -5,8 +5,10 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -16,6 +18,13 @@ use crate::wait;
 
 /// How long a command that should end by itself may take.
 const COMMAND_WITHIN: Duration = Duration::from_secs(90);
+
+static SHIELDED: AtomicBool = AtomicBool::new(false);
+
+/// From now on, a Ctrl-C in the terminal reaches this program and not those that it starts: it ends them itself.
+pub fn shield_from_terminal() {
+    SHIELDED.store(true, Ordering::Relaxed);
+}
 
 /// A program that runs until it is told to end.
 #[derive(Debug)]
@@ -33,6 +42,9 @@ impl Process {
     pub fn start(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
         let out = File::options().create(true).append(true).open(log).with_context(|| format!("{}", log.display()))?;
         let err = out.try_clone()?;
+        if SHIELDED.load(Ordering::Relaxed) {
+            command.process_group(0);
+        }
         let child = command
             .stdin(Stdio::null())
             .stdout(out)
