@@ -63,7 +63,15 @@ impl Verdict {
     pub fn of(records: &Path, devices: &[&Device]) -> Result<Self> {
         let logs = tempfile::NamedTempFile::new()?;
         Device::write_logs(devices, logs.path())?;
-        let said = python("check.py", &[records.as_os_str(), logs.path().as_os_str()])?;
+        Self::of_logged(records, logs.path())
+    }
+
+    /// The same with logs that were written before.
+    ///
+    /// # Errors
+    /// When there is no reader, or it can't read the files.
+    pub fn of_logged(records: &Path, logs: &Path) -> Result<Self> {
+        let said = python("check.py", &[records.as_os_str(), logs.as_os_str()])?;
         serde_json::from_str(&said).context("the checker's answer")
     }
 

@@ -3,8 +3,10 @@
 //! A test whose peer is missing is ignored with the reason, never failed and never silently passed; `cargo verify`
 //! installs them where it may.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use crate::programs;
 
@@ -38,9 +40,17 @@ impl Peer {
         }
     }
 
-    /// Where it is, if it is there.
+    /// Where it is, if it is there. Asked once: a Python that loads its libraries takes seconds to say so.
     #[must_use]
     pub fn path(self) -> Option<PathBuf> {
+        static FOUND: Mutex<BTreeMap<Peer, Option<PathBuf>>> = Mutex::new(BTreeMap::new());
+        let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+        found.entry(self).or_insert_with(|| self.find()).clone()
+    }
+
+    /// Where it is now, if it is there.
+    #[must_use]
+    pub fn find(self) -> Option<PathBuf> {
         match self {
             Self::Python => python_with("pyarrow, duckdb, polars"),
             Self::S3 => python_with("moto.server, boto3"),

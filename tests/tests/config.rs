@@ -65,8 +65,6 @@ fn refused_items(dir: &Path) -> Result<()> {
         let shown = house.relay.satellite(&house.id)?.to_string();
         Ok(shown.contains("device.future") && shown.contains("teleport") && shown.contains("device.typo"))
     })?;
-    let status = house.satellite.status()?.to_string();
-    ensure!(status.contains("device.future"), "the satellite says so too: {status}");
     house.finish(&[&plug])?;
     Ok(())
 }
@@ -100,7 +98,7 @@ fn outside_policy(dir: &Path) -> Result<()> {
     ))?;
     house.wait_for_polls(&plug, 8)?;
     ensure!(forbidden.connections() == 0, "{} connections to what the policy forbids", forbidden.connections());
-    let told = format!("{}{}", house.satellite.status()?, house.satellite.gaps()?);
+    let told = house.satellite.gaps()?.to_string();
     ensure!(told.contains("policy"), "the owner is told which rule: {told}");
     let verdict = house.finish(&[&plug])?;
     ensure!(verdict.reasons.contains_key("policy"), "no gap says policy: {:?}", verdict.reasons);

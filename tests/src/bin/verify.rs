@@ -164,7 +164,7 @@ fn report_ignored(log: &Path) -> Result<()> {
 
 /// Sees to the peers; gives those that are still missing.
 fn find_peers(logs: &Path, may_install: bool) -> Result<Vec<Peer>> {
-    let missing = || -> Vec<Peer> { peers::ALL.into_iter().filter(|peer| peer.path().is_none()).collect() };
+    let missing = || -> Vec<Peer> { peers::ALL.into_iter().filter(|peer| peer.find().is_none()).collect() };
     if may_install && !missing().is_empty() {
         install(logs, &missing())?;
     }
