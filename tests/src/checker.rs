@@ -104,7 +104,7 @@ impl Verdict {
             bail!("nothing of {satellite} is stored; the account says {account:?}");
         };
         let same = account.stored == totals.stored && account.explained == totals.explained;
-        if !same || account.due != totals.stored + totals.explained {
+        if !same || !account.balanced || account.due != totals.stored + totals.explained {
             bail!("the account says {account:?}, the files say {totals:?}\n{}", self.told()?);
         }
         Ok(())

@@ -105,10 +105,24 @@ impl House {
     /// # Errors
     /// When anything is lost, doubled, altered, made up or unexplained.
     pub fn finish(&mut self, devices: &[&Device]) -> Result<Verdict> {
-        self.configure(EMPTY_DOCUMENT)?;
-        self.relay.wait_until_balanced(&self.id, BALANCED_WITHIN)?;
-        self.satellite.stop()?;
+        self.settle()?;
         self.check(devices)
+    }
+
+    /// Lets nothing be due any more, waits until all is stored or explained, and stops the satellite.
+    ///
+    /// # Errors
+    /// When that does not come about in time.
+    pub fn settle(&mut self) -> Result<()> {
+        self.configure(EMPTY_DOCUMENT)?;
+        wait::until_true(
+            "an empty buffer",
+            BALANCED_WITHIN,
+            || Ok(self.satellite.status()?["buffer"]["records"] == 0),
+        )?;
+        self.satellite.stop()?;
+        self.relay.wait_until_balanced(&self.id, BALANCED_WITHIN)?;
+        Ok(())
     }
 
     /// Has the files checked as they are.
@@ -125,4 +139,4 @@ impl House {
 }
 
 /// A relay that commits often, so that tests need not wait.
-pub const FAST_ARCHIVE: &str = "[archive]\ncommit_every = \"300ms\"\n";
+pub const FAST_ARCHIVE: &str = "commit_every = \"1s\"\n";

@@ -39,9 +39,12 @@ pub struct Account {
     pub stored: u64,
     /// Of those, explained by gaps.
     pub explained: u64,
+    /// Of those, in frames that could not be read and were set aside.
+    pub set_aside: u64,
     /// Of those, in the satellite's buffer as far as the relay knows.
-    #[serde(default)]
     pub waiting: u64,
+    /// Whether the relay's own sums agree.
+    pub balanced: bool,
 }
 
 /// A lease as it is shown once.
@@ -259,7 +262,7 @@ impl Relay {
             // One that can't be had yet is not balanced yet.
             let account = self.account(satellite).ok();
             last = account.or(last);
-            Ok(account.filter(|a| a.due == a.stored + a.explained && a.waiting == 0 && a.due > 0))
+            Ok(account.filter(|a| a.balanced && a.due == a.stored + a.explained && a.waiting == 0 && a.due > 0))
         });
         waited.with_context(|| format!("the last account was {last:?}"))
     }

@@ -1,6 +1,7 @@
 //! The data way, end to end: this host and real endpoints through mTLS into Parquet, read by readers that are not ours.
 
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -196,10 +197,13 @@ fn s3(dir: &Path) -> Result<()> {
     };
     s3(&["create", "house"])?;
     let plug = Device::new("plug")?;
+    let credentials = dir.join("s3-credentials");
+    std::fs::write(&credentials, "[default]\naws_access_key_id = test\naws_secret_access_key = test\n")?;
+    std::fs::set_permissions(&credentials, std::fs::Permissions::from_mode(0o600))?;
     let settings = format!(
-        "[archive]\ncommit_every = \"300ms\"\nurl = \"s3://house/records\"\n[archive.options]\n\
-         aws_endpoint = \"{endpoint}\"\naws_access_key_id = \"test\"\naws_secret_access_key = \"test\"\n\
-         aws_region = \"us-east-1\"\naws_allow_http = \"true\"\n"
+        "{FAST_ARCHIVE}[archive]\nurl = \"s3://house/records\"\nendpoint = \"{endpoint}\"\n\
+         region = \"us-east-1\"\ncredentials_file = \"{}\"\n",
+        credentials.display()
     );
     let mut house = House::with_settings(dir, &[&plug], &settings, None)?;
     house.configure(&plug.as_http("1s"))?;
@@ -209,9 +213,8 @@ fn s3(dir: &Path) -> Result<()> {
     house.relay.start()?;
     house.wait_for_link(true)?;
     house.wait_for_polls(&plug, 4)?;
-    house.configure(EMPTY_DOCUMENT)?;
-    let account = house.relay.wait_until_balanced(&house.id, SOON)?;
-    house.satellite.stop()?;
+    house.settle()?;
+    let account = house.relay.account(&house.id)?;
     let fetched = dir.join("fetched");
     s3(&["fetch", "house", &fetched.display().to_string()])?;
     let verdict = Verdict::of(&fetched.join("records"), &[&plug])?;

@@ -17,15 +17,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use satellite_tests::device::Device;
-use satellite_tests::house::{EMPTY_DOCUMENT, House};
+use satellite_tests::house::House;
 use satellite_tests::peers::Peer;
 use satellite_tests::process::{self, Process};
 use satellite_tests::relay::Account;
 use satellite_tests::{parquet_files, programs, wait};
 use serde_json::json;
 
-/// How long what is buffered may take to be stored at the end.
-const END_WITHIN: Duration = Duration::from_secs(60);
 /// How often a line is written where there is no terminal to update.
 const LINE_EVERY_MS: u64 = 5_000;
 
@@ -237,10 +235,9 @@ impl Scene {
     /// Stops polling, waits until the account balances, ends everything, counts what lies in the files.
     fn end(mut self) -> Result<serde_json::Value> {
         let polled_ms = wait::mono_ms() - self.started_ms;
-        self.house.configure(EMPTY_DOCUMENT)?;
-        let account = self.house.relay.wait_until_balanced(&self.house.id, END_WITHIN)?;
+        self.house.settle()?;
+        let account = self.house.relay.account(&self.house.id)?;
         let bytes_up = self.house.relay.session.bytes_up();
-        self.house.satellite.stop()?;
         self.house.relay.stop()?;
         let files = parquet_files::count(&self.house.relay.records())?;
         if files.samples != account.stored {
