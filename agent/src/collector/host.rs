@@ -16,6 +16,10 @@
 //! | `node_btrfs_device_unused_bytes`, `node_btrfs_device_errors_total` | an ioctl on the mounted file system, without a safe wrapper; the rest of btrfs is here |
 //! | bcache, fibrechannel, infiniband, ipvs, tapestats | hardware and roles that a home server does not have |
 //!
+//! What is told otherwise than by 1.5: ZFS' signed numbers and the pool state `suspended` are told, as later versions
+//! do; `node_btrfs_global_rsv_size_bytes` is read from where it is; softnet's `cpu` is the processor, not the line's
+//! number, where one is off. `/mnt` and `/media` are told, which Debian's package leaves out.
+//!
 //! Two parts are off in node_exporter as here and run when listed: `processes`, and `network_address`
 //! (node_exporter's `--collector.netdev.address-info`).
 
@@ -83,6 +87,10 @@ pub const KIND: CollectorKind = CollectorKind { name: "host", build };
 const PATIENCE_MAX: Duration = Duration::from_secs(2);
 /// Parts read aside at once.
 const PARTS_AT_ONCE: usize = 4;
+/// Files that stay open for what is read in the poll: about as many as that is.
+const FILES_OPEN_MAX: usize = 96;
+/// Files that stay open for one part read aside. A process may have 1,024 open unless told otherwise.
+const FILES_OPEN_ASIDE_MAX: usize = 64;
 
 /// One part of the host.
 struct Part {
@@ -101,8 +109,8 @@ struct Part {
 enum Place {
     /// In the poll: nothing in it can wait.
     Here,
-    /// On a thread of its own.
-    Aside,
+    /// On a thread of its own, where this stands in the root; else the machine does not have it.
+    Aside(&'static str),
     /// On a thread for each mount.
     Mounts,
 }
@@ -126,12 +134,12 @@ const fn here(name: &'static str, needs: &'static str, make: fn() -> Box<dyn Rea
     Part { name, place: Place::Here, by_default: true, needs, make }
 }
 
-const fn aside(name: &'static str, needs: &'static str, make: fn() -> Box<dyn Read>) -> Part {
-    Part { name, place: Place::Aside, by_default: true, needs, make }
+const fn aside(name: &'static str, path: &'static str, needs: &'static str, make: fn() -> Box<dyn Read>) -> Part {
+    Part { name, place: Place::Aside(path), by_default: true, needs, make }
 }
 
 const fn when_listed(name: &'static str, needs: &'static str, make: fn() -> Box<dyn Read>) -> Part {
-    Part { name, place: Place::Aside, by_default: false, needs, make }
+    Part { name, place: Place::Aside("proc"), by_default: false, needs, make }
 }
 
 /// What no kernel goes without.
@@ -141,14 +149,17 @@ const PROC: &str = "it needs /proc: is it mounted?";
 static PARTS: &[Part] = &[
     here("arp", "it needs a kernel with IPv4", || Box::new(arp::Arp::default())),
     here("bonding", "it needs a bonded network interface", || Box::new(Plain(bonding::read))),
-    aside("btrfs", "it needs a mounted btrfs file system", || Box::new(Plain(btrfs::read))),
+    aside("btrfs", "sys/fs/btrfs", "it needs a mounted btrfs file system", || Box::new(Plain(btrfs::read))),
     here("conntrack", "it needs the nf_conntrack module: a firewall rule that tracks connections loads it", || {
         Box::new(Plain(conntrack::read))
     }),
     here("cpu", PROC, || Box::new(cpu::Cpu::default())),
-    aside("cpufreq", "it needs a processor whose frequency the kernel steers; virtual machines have none", || {
-        Box::new(Plain(cpufreq::read))
-    }),
+    aside(
+        "cpufreq",
+        "sys/devices/system/cpu/cpufreq",
+        "it needs a processor whose frequency the kernel steers; virtual machines have none",
+        || Box::new(Plain(cpufreq::read)),
+    ),
     here("diskstats", PROC, || Box::new(diskstats::Diskstats::default())),
     here("dmi", "it needs firmware with DMI tables; most ARM boards have none", || Box::new(dmi::Dmi::default())),
     here("edac", "it needs a memory controller with ECC and its EDAC driver", || Box::new(Plain(edac::read))),
@@ -157,13 +168,14 @@ static PARTS: &[Part] = &[
     Part { name: "filesystem", place: Place::Mounts, by_default: true, needs: PROC, make: || Box::new(Plain(no_part)) },
     aside(
         "hwmon",
+        "sys/class/hwmon",
         "it needs a sensor driver: try `modprobe coretemp`, `drivetemp` or what sensors-detect names",
         || Box::new(Plain(hwmon::read)),
     ),
     here("loadavg", PROC, || Box::new(Plain(loadavg::read))),
-    aside("mdadm", "it needs the md module: a software RAID loads it", || Box::new(Plain(mdadm::read))),
+    aside("mdadm", "proc/mdstat", "it needs the md module: a software RAID loads it", || Box::new(Plain(mdadm::read))),
     here("meminfo", PROC, || Box::new(meminfo::Meminfo::default())),
-    aside("netclass", "it needs /sys: is it mounted?", || Box::new(Plain(netclass::read))),
+    aside("netclass", "sys/class/net", "it needs /sys: is it mounted?", || Box::new(Plain(netclass::read))),
     here("netdev", PROC, || Box::new(Plain(netdev::read))),
     here("netstat", PROC, || Box::new(netstat::Netstat::default())),
     when_listed("network_address", "it needs a network interface", || Box::new(network_address::NetworkAddress)),
@@ -171,30 +183,39 @@ static PARTS: &[Part] = &[
     here("nfsd", "it needs a running NFS server", || Box::new(Plain(nfsd::read))),
     here("nvme", "it needs an NVMe drive", || Box::new(Plain(nvme::read))),
     here("os", "it needs /etc/os-release", || Box::new(Plain(os::read))),
-    aside("powersupplyclass", "it needs a battery or mains adapter that the kernel knows", || {
-        Box::new(Plain(power_supply::read))
-    }),
+    aside(
+        "powersupplyclass",
+        "sys/class/power_supply",
+        "it needs a battery or mains adapter that the kernel knows",
+        || Box::new(Plain(power_supply::read)),
+    ),
     here("pressure", "it needs a kernel with pressure stall information: boot with `psi=1`", || {
         Box::new(Plain(pressure::read))
     }),
     when_listed("processes", PROC, || Box::new(processes::Processes::default())),
-    aside("rapl", "it needs Intel or AMD energy counters, and leave to read energy_uj (root only by default)", || {
-        Box::new(Plain(rapl::read))
-    }),
+    aside(
+        "rapl",
+        "sys/class/powercap",
+        "it needs Intel or AMD energy counters, and leave to read energy_uj (root only by default)",
+        || Box::new(Plain(rapl::read)),
+    ),
     here("schedstat", "it needs a kernel with CONFIG_SCHEDSTATS", || Box::new(Plain(schedstat::read))),
     here("selinux", "it needs SELinux", || Box::new(Plain(selinux::read))),
     here("sockstat", PROC, || Box::new(sockstat::Sockstat::default())),
     here("softnet", PROC, || Box::new(Plain(softnet::read))),
     here("stat", PROC, || Box::new(Plain(stat::read))),
-    aside("thermal_zone", "it needs thermal zones: firmware or device tree describes them", || {
-        Box::new(Plain(thermal_zone::read))
-    }),
+    aside(
+        "thermal_zone",
+        "sys/class/thermal",
+        "it needs thermal zones: firmware or device tree describes them",
+        || Box::new(Plain(thermal_zone::read)),
+    ),
     here("time", PROC, || Box::new(Plain(time::read))),
     here("udp_queues", "it needs a kernel with IPv4", || Box::new(Plain(udp_queues::read))),
     here("uname", PROC, || Box::new(Plain(uname::read))),
     here("vmstat", PROC, || Box::new(vmstat::Vmstat::default())),
     here("xfs", "it needs a mounted XFS file system", || Box::new(Plain(xfs::read))),
-    aside("zfs", "it needs the zfs module", || Box::new(zfs::Zfs::default())),
+    aside("zfs", "proc/spl/kstat/zfs", "it needs the zfs module", || Box::new(zfs::Zfs::default())),
 ];
 
 /// The mounts are walked by the collector itself.
@@ -240,11 +261,14 @@ struct Seat {
     listed: bool,
     /// `None` while it is read aside.
     reader: Option<Box<dyn Read>>,
+    /// Those of a part that is read aside; `None` while it is, and before.
+    files: Option<Files>,
 }
 
 /// What a part read aside comes back with.
 struct Errand {
     reader: Box<dyn Read>,
+    files: Files,
     readings: Readings,
     outcome: Result<(), Trouble>,
 }
@@ -267,7 +291,7 @@ fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
             paused: false,
             options: serde_json::Map::default(),
         }));
-        seats.push(Seat { part, listed: listed.is_some(), reader: Some((part.make)()) });
+        seats.push(Seat { part, listed: listed.is_some(), reader: Some((part.make)()), files: None });
     }
     if metrics.is_empty() {
         return Err(Problem { path: place(device, "exclude"), reason: "nothing is left: exclude fewer".into() });
@@ -275,7 +299,7 @@ fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
     let host = Host {
         seats,
         root: context.root.clone(),
-        files: Files::new(&context.root),
+        files: Files::new(&context.root, FILES_OPEN_MAX),
         aside: Aside::default(),
         mounts: Mounts::new(&context.root),
         patience: PATIENCE_MAX.min(device.timeout * 2 / 5),
@@ -345,7 +369,10 @@ impl Collector for Host {
             for &index in due {
                 match self.seats[index].part.place {
                     Place::Here => self.read_here(index, readings),
-                    Place::Aside => apart.push_back(index),
+                    Place::Aside(path) => match self.files.must_stand(path) {
+                        Ok(()) => apart.push_back(index),
+                        Err(trouble) => self.tell(index, Err(trouble), readings.len(), readings),
+                    },
                     Place::Mounts => mounts = Some(index),
                 }
             }
@@ -408,11 +435,11 @@ impl Host {
     fn launch(&mut self, index: usize, readings: &Readings) -> bool {
         let seat = &mut self.seats[index];
         let Some(mut reader) = seat.reader.take() else { return false };
-        let mut files = Files::new(&self.root);
+        let mut files = seat.files.take().unwrap_or_else(|| Files::new(&self.root, FILES_OPEN_ASIDE_MAX));
         let mut readings = readings.sibling();
         self.aside.launch(seat.part.name.to_owned(), move || {
             let outcome = reader.read(&mut files, &mut Out { readings: &mut readings, metric: index });
-            Errand { reader, readings, outcome }
+            Errand { reader, files, readings, outcome }
         });
         true
     }
@@ -437,6 +464,7 @@ impl Host {
         match errand {
             Some(errand) => {
                 seat.reader = Some(errand.reader);
+                seat.files = Some(errand.files);
                 Some(errand.outcome)
             }
             None => {
@@ -656,7 +684,7 @@ mod tests {
 
     impl Read for Hangs {
         fn read(&mut self, _: &mut Files, out: &mut Out<'_>) -> Result<(), Trouble> {
-            while self.0.recv().is_err() {}
+            let _released = self.0.recv();
             out.gauge("late", "", &[], 1.0);
             Ok(())
         }
@@ -668,7 +696,8 @@ mod tests {
         unpack(dir.path());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let (release, wait) = std::sync::mpsc::channel();
-        let seat = |name, reader| Seat { part: part_named(name).unwrap(), listed: false, reader: Some(reader) };
+        let seat =
+            |name, reader| Seat { part: part_named(name).unwrap(), listed: false, reader: Some(reader), files: None };
         let mut host = Host {
             seats: vec![
                 seat("hwmon", Box::new(Hangs(wait))),
@@ -676,7 +705,7 @@ mod tests {
                 seat("loadavg", (part_named("loadavg").unwrap().make)()),
             ],
             root: dir.path().to_owned(),
-            files: Files::new(dir.path()),
+            files: Files::new(dir.path(), FILES_OPEN_MAX),
             aside: Aside::default(),
             mounts: Mounts::new(dir.path()),
             patience: Duration::from_millis(200),

@@ -227,7 +227,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("proc/1")).unwrap();
         std::fs::write(dir.path().join("proc/1/mounts"), mounts).unwrap();
-        let files = Files::new(dir.path());
+        let files = Files::new(dir.path(), 2);
         (dir, files)
     }
 
