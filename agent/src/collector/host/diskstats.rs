@@ -72,7 +72,7 @@ struct Udev<'a>(&'a str);
 impl<'a> Udev<'a> {
     fn get(&self, property: &str) -> &'a str {
         let properties = self.0.lines().filter_map(|line| line.strip_prefix("E:")?.split_once('='));
-        properties.filter(|(name, _)| *name == property).last().map_or("", |(_, value)| value)
+        properties.rev().find(|(name, _)| *name == property).map_or("", |(_, value)| value)
     }
 }
 

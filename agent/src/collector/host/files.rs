@@ -46,14 +46,15 @@ pub(super) enum Trouble {
 
 impl Trouble {
     fn of(path: &str, error: std::io::Error) -> Self {
-        match error.kind() {
-            // A device that went away while its files were read answers so, too.
-            ErrorKind::NotFound | ErrorKind::NotADirectory => Self::Absent(path.into()),
-            ErrorKind::PermissionDenied => Self::Denied(path.into()),
-            #[expect(clippy::wildcard_enum_match_arm, reason = "a foreign enum: all else is told as it is")]
-            _ if error.raw_os_error() == Some(libc::ENODEV) => Self::Absent(path.into()),
-            #[expect(clippy::wildcard_enum_match_arm, reason = "a foreign enum: all else is told as it is")]
-            _ => Self::Unreadable(path.into(), error),
+        let kind = error.kind();
+        // A device that went away while its files were read answers so, too.
+        let absent = matches!(kind, ErrorKind::NotFound | ErrorKind::NotADirectory);
+        if absent || error.raw_os_error() == Some(libc::ENODEV) {
+            Self::Absent(path.into())
+        } else if kind == ErrorKind::PermissionDenied {
+            Self::Denied(path.into())
+        } else {
+            Self::Unreadable(path.into(), error)
         }
     }
 
