@@ -266,9 +266,10 @@ fn index_of(
     if numbers.len() <= slot {
         numbers.resize(slot + 1, 0);
     }
+    let index = u32::try_from(known.len()).map_err(|_| Unstorable::Series(number))?;
     known.push((satellite, Arc::clone(described)));
-    numbers[slot] = u32::try_from(known.len()).expect("a batch holds fewer series than rows");
-    Ok(numbers[slot] - 1)
+    numbers[slot] = index.saturating_add(1);
+    Ok(index)
 }
 
 #[cfg(test)]

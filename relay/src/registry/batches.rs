@@ -215,7 +215,7 @@ mod tests {
         for _ in 0..2 {
             registry.finish(Some(&one), &[letter(21, 1)], NOW_MS).await.unwrap();
         }
-        assert_eq!(registry.unfinished().await.unwrap(), [two.clone()]);
+        assert_eq!(registry.unfinished().await.unwrap(), std::slice::from_ref(&two));
         registry.finish(Some(&two), &[], NOW_MS).await.unwrap();
         let row = registry.stream(&satellite(), Epoch(7)).await.unwrap().unwrap();
         assert_eq!((row.tally.stored, row.tally.set_aside, row.tally.due), (20, 1, 21));
