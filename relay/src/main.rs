@@ -1,2 +1,9 @@
-//! Placeholder.
-fn main() {}
+//! The relay's program: everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // An error only means that somebody has installed it before.
+    drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+    satellite_relay::cli::run(std::env::args_os())
+}

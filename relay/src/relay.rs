@@ -1,1 +1,328 @@
-//! To be written.
+//! The wiring: builds every part, joins them, and stops them in the order of the data.
+//!
+//! Stopping: the doors close and sessions drain, then what they handed over is committed, then the registry closes.
+//! A part that ends unasked is told to whoever waits for [`Relay::ended`]: half a relay helps nobody.
+
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use satellite_shared::clock::Clock;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::authority::{Authority, AuthorityError, Door, Names};
+use crate::data_dir::{DataDir, DataDirError};
+use crate::enrolment::{self, Enrolment, SessionUrl};
+use crate::ingest::{self, Committer, Ingest, IngestError};
+use crate::listener::{self, Listener};
+use crate::registry::{Registry, RegistryError};
+use crate::settings::{self, Settings};
+use crate::sink::archive::InvalidPlace;
+use crate::web;
+
+const ADDRESSES_FILE: &str = "addresses.json";
+/// How often the relay's certificate is compared with the names that leases give it, and with its age.
+const CERTIFICATE_CHECK: Duration = Duration::from_secs(2);
+
+/// Why a relay does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory can't be used.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The registry can't be used.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The authority can't be used.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// The archive can't be used.
+    #[error(transparent)]
+    Archive(#[from] InvalidPlace),
+    /// What satellites send can't be taken.
+    #[error(transparent)]
+    Ingest(#[from] IngestError),
+    /// A door can't be opened.
+    #[error("{door} {address}: {source}; if another program has the port, set {door} to a free one")]
+    Listen {
+        /// The setting.
+        door: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Where a running relay is to be found: `addresses.json` in its data directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addresses {
+    /// The web door.
+    pub web: SocketAddr,
+    /// The satellites' door.
+    pub satellites: SocketAddr,
+    /// The web door as the settings name it for satellites.
+    pub web_url: Option<String>,
+    /// The satellites' door as the settings name it for satellites.
+    pub session_url: Option<String>,
+    /// The process.
+    pub pid: u32,
+}
+
+impl Addresses {
+    /// Those of the relay that serves this data directory, or served it last.
+    #[must_use]
+    pub fn read(data_dir: &DataDir) -> Option<Self> {
+        let text = std::fs::read_to_string(data_dir.path().join(ADDRESSES_FILE)).ok()?;
+        serde_json::from_str(&text).ok()
+    }
+
+    fn write(&self, data_dir: &DataDir) -> Result<(), DataDirError> {
+        let text = serde_json::to_string_pretty(self).expect("addresses serialise");
+        data_dir.replace(ADDRESSES_FILE, &format!("{text}\n"))
+    }
+}
+
+/// A relay that serves.
+#[derive(Debug)]
+pub struct Relay {
+    addresses: Addresses,
+    registry: Registry,
+    doors: Parts,
+    ingest: Parts,
+    ended: mpsc::Receiver<&'static str>,
+    stop_grace: Duration,
+    _serving: File,
+}
+
+/// Tasks that stop together.
+#[derive(Debug, Clone)]
+struct Parts {
+    tracker: TaskTracker,
+    shutdown: CancellationToken,
+    ended: mpsc::Sender<&'static str>,
+}
+
+impl Parts {
+    fn new(ended: mpsc::Sender<&'static str>) -> Self {
+        Self { tracker: TaskTracker::new(), shutdown: CancellationToken::new(), ended }
+    }
+
+    fn spawn(&self, part: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let (shutdown, ended) = (self.shutdown.clone(), self.ended.clone());
+        self.tracker.spawn(async move {
+            task.await;
+            if !shutdown.is_cancelled() && ended.try_send(part).is_err() {
+                tracing::debug!(part, "another part ended before");
+            }
+        });
+    }
+
+    async fn stop(&self, grace: Duration) {
+        self.shutdown.cancel();
+        self.tracker.close();
+        if timeout(grace, self.tracker.wait()).await.is_err() {
+            tracing::warn!(tasks = self.tracker.len(), "not all ended in time");
+        }
+    }
+}
+
+impl Relay {
+    /// Opens everything and serves. Must be called within a runtime.
+    ///
+    /// # Errors
+    /// Names what can't be used, and what to do.
+    pub async fn start(settings: &Settings, data_dir: &DataDir, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+        let serving = data_dir.lock_or_refuse("serve.lock")?;
+        let registry = Registry::open(data_dir.path()).await?;
+        let authority = Authority::load_or_create(data_dir, clock.now().wall_ms)?;
+        let authority = authority.with_certificate_life(settings.certificate_life);
+        let keeper = CertificateKeeper::new(settings, &registry, &authority, Arc::clone(&clock));
+        keeper.look().await?;
+
+        let web = listen("web_listen", settings.web_listen)?;
+        let satellites = listen("satellites_listen", settings.satellites_listen)?;
+        let addresses = addresses(settings, &web, &satellites)?;
+
+        let (ended, hears) = mpsc::channel(8);
+        let (doors, ingest) = (Parts::new(ended.clone()), Parts::new(ended));
+        let enrolment = Enrolment::new(
+            registry.clone(),
+            authority.clone(),
+            Arc::clone(&clock),
+            session_url(settings, addresses.satellites.port()),
+            &enrolment_limits(settings),
+        );
+        let blocks = commit(&ingest, settings, data_dir, &registry, &clock)?;
+
+        let limits = door_limits(settings);
+        let tls = authority.server_config(Door::Web, Arc::clone(&clock))?;
+        let web = Listener::new("web", web, tls, limits.clone(), doors.tracker.clone());
+        doors.spawn("the web door", web.run_web(doors.shutdown.clone(), web::router(enrolment)));
+        let tls = authority.server_config(Door::Satellites, clock)?;
+        let satellites = Listener::new("satellites", satellites, tls, limits, doors.tracker.clone());
+        doors.spawn(
+            "the satellites' door",
+            satellites.run(doors.shutdown.clone(), move |stream, peer| {
+                let blocks = blocks.clone();
+                async move { drop((stream, peer, blocks)) }
+            }),
+        );
+        doors.spawn("the keeper of the relay's certificate", keeper.run(doors.shutdown.clone()));
+
+        addresses.write(data_dir)?;
+        tracing::info!(web = %addresses.web, satellites = %addresses.satellites, data_dir = %data_dir.path().display(), "serving");
+        let stop_grace = settings.stop_grace;
+        Ok(Self { addresses, registry, doors, ingest, ended: hears, stop_grace, _serving: serving })
+    }
+
+    /// Where it is to be found.
+    #[must_use]
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// Waits until a part ends that should not, and names it.
+    pub async fn ended(&mut self) -> &'static str {
+        match self.ended.recv().await {
+            Some(part) => part,
+            // The parts hold the other end for as long as this lives.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Stops, in the order of the data.
+    pub async fn stop(self) {
+        self.doors.stop(self.stop_grace).await;
+        self.ingest.stop(self.stop_grace).await;
+        self.registry.pool().close().await;
+    }
+}
+
+fn commit(
+    parts: &Parts,
+    settings: &Settings,
+    data_dir: &DataDir,
+    registry: &Registry,
+    clock: &Arc<dyn Clock>,
+) -> Result<Ingest, StartError> {
+    let store = settings.archive.open(data_dir)?;
+    let how = ingest::Settings { commit_every: settings.commit_every, ..ingest::Settings::default() };
+    let (ingest, committer) = Committer::open(data_dir, registry.clone(), store, Arc::clone(clock), how)?;
+    let shutdown = parts.shutdown.clone();
+    parts.spawn("the committer", async move {
+        if let Err(error) = committer.run(shutdown).await {
+            tracing::error!(%error, "nothing can be committed any more");
+        }
+    });
+    Ok(ingest)
+}
+
+fn listen(door: &'static str, address: SocketAddr) -> Result<tokio::net::TcpListener, StartError> {
+    listener::bind(address).map_err(|source| StartError::Listen { door, address, source })
+}
+
+fn addresses(
+    settings: &Settings,
+    web: &tokio::net::TcpListener,
+    satellites: &tokio::net::TcpListener,
+) -> Result<Addresses, StartError> {
+    let bound = |door, wanted, socket: &tokio::net::TcpListener| {
+        socket.local_addr().map_err(|source| StartError::Listen { door, address: wanted, source })
+    };
+    let web = bound("web_listen", settings.web_listen, web)?;
+    let satellites = bound("satellites_listen", settings.satellites_listen, satellites)?;
+    let host = settings.public_host.as_deref();
+    let url = |scheme: &str, port: u16| host.map(|host| format!("{scheme}://{}:{port}", bracketed(host)));
+    Ok(Addresses {
+        web,
+        satellites,
+        web_url: settings.web_url.clone().or_else(|| url("https", web.port())),
+        session_url: settings.session_url.clone().or_else(|| url("wss", satellites.port())),
+        pid: std::process::id(),
+    })
+}
+
+fn session_url(settings: &Settings, port: u16) -> SessionUrl {
+    match (&settings.session_url, &settings.public_host) {
+        (Some(url), _) => SessionUrl::Fixed(url.clone()),
+        (None, Some(host)) => SessionUrl::Fixed(format!("wss://{}:{port}", bracketed(host))),
+        (None, None) => SessionUrl::HostOfLease { port },
+    }
+}
+
+fn bracketed(host: &str) -> String {
+    if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() }
+}
+
+fn door_limits(settings: &Settings) -> listener::Limits {
+    listener::Limits {
+        connections: settings.limits.connections,
+        connections_per_address: settings.limits.connections_per_address,
+        ..listener::Limits::default()
+    }
+}
+
+fn enrolment_limits(settings: &Settings) -> enrolment::Limits {
+    enrolment::Limits {
+        per_second: settings.limits.enrolments_per_second,
+        burst: settings.limits.enrolments_at_once,
+        ..enrolment::Limits::default()
+    }
+}
+
+/// Sees to it that the relay's certificate is for every name that satellites reach it by, and never ends.
+struct CertificateKeeper {
+    registry: Registry,
+    authority: Authority,
+    clock: Arc<dyn Clock>,
+    names: Names,
+}
+
+impl CertificateKeeper {
+    fn new(settings: &Settings, registry: &Registry, authority: &Authority, clock: Arc<dyn Clock>) -> Self {
+        let mut names = Names::of_this_machine();
+        let urls = [&settings.web_url, &settings.session_url].into_iter().flatten();
+        for host in urls.filter_map(|url| settings::host(url)).chain(settings.public_host.clone()) {
+            names.add(&host);
+        }
+        Self { registry: registry.clone(), authority: authority.clone(), clock, names }
+    }
+
+    async fn run(self, shutdown: CancellationToken) {
+        let mut failing = false;
+        while !shutdown.is_cancelled() {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(CERTIFICATE_CHECK) => {}
+            }
+            match self.look().await {
+                Ok(()) => failing = false,
+                Err(error) if !failing => {
+                    failing = true;
+                    tracing::error!(%error, "can't look after the relay's certificate; the one before stays");
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    async fn look(&self) -> Result<(), StartError> {
+        let mut names = self.names.clone();
+        for url in self.registry.relay_urls().await? {
+            if let Some(host) = settings::host(&url) {
+                names.add(&host);
+            }
+        }
+        if self.authority.renew_server_certificate(&names, self.clock.now().wall_ms)? {
+            tracing::info!("the relay has a new certificate");
+        }
+        Ok(())
+    }
+}

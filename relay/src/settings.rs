@@ -179,10 +179,10 @@ impl Settings {
             public_host,
             web_url,
             session_url,
-            certificate_life: check.duration(life, 60, 90 * 24 * 3_600, "a duration from 1m to 90d")?,
+            certificate_life: check.duration(life, 60_000, 90 * 24 * 3_600_000, "a duration from 1m to 90d")?,
             log,
-            stop_grace: check.duration(grace, 1, 60, "a duration from 1s to 60s")?,
-            commit_every: check.duration(commit_every, 1, 60, "a duration from 1s to 60s")?,
+            stop_grace: check.duration(grace, 1_000, 60_000, "a duration from 1s to 60s")?,
+            commit_every: check.duration(commit_every, 100, 60_000, "a duration from 100ms to 60s")?,
             archive: file.archive,
             limits: check.limits(&file.limits, default.limits)?,
         })
@@ -201,13 +201,13 @@ impl Check<'_> {
     fn duration(
         &self,
         (field, text, default): (&'static str, Option<String>, Duration),
-        min_s: u64,
-        max_s: u64,
+        min_ms: u64,
+        max_ms: u64,
         expected: &'static str,
     ) -> Result<Duration, SettingsError> {
         let Some(text) = text else { return Ok(default) };
         match humantime::parse_duration(&text) {
-            Ok(read) if (Duration::from_secs(min_s)..=Duration::from_secs(max_s)).contains(&read) => Ok(read),
+            Ok(read) if (Duration::from_millis(min_ms)..=Duration::from_millis(max_ms)).contains(&read) => Ok(read),
             Ok(_) | Err(_) => Err(self.value(field, text, expected)),
         }
     }
@@ -313,7 +313,7 @@ mod tests {
             ("log = \"loud\"", "log = loud: it must be one of error, warn"),
             ("certificate_life = \"30s\"", "certificate_life = 30s: it must be a duration from 1m to 90d"),
             ("stop_grace = \"1h\"", "stop_grace = 1h"),
-            ("commit_every = \"5m\"", "commit_every = 5m: it must be a duration from 1s to 60s"),
+            ("commit_every = \"5m\"", "commit_every = 5m: it must be a duration from 100ms to 60s"),
             ("[archive]\nbucket = \"x\"", "unknown field `bucket`"),
             ("public_host = \"https://x\"", "public_host = https://x: it must be a name or an address alone"),
             ("web_url = \"http://x\"", "web_url = http://x: it must be https://"),

@@ -107,7 +107,7 @@ impl Registry {
                 if row.try_get::<Option<i64>, _>(1)?.is_some() && !lease.replace {
                     return Err(RegistryError::NameTaken { name: lease.name.clone(), satellite: id });
                 }
-                end_open_leases(&mut transaction, &id, lease.now_ms).await?;
+                end_open_leases(&mut transaction, &id, lease).await?;
                 id
             }
             None => {
@@ -247,15 +247,20 @@ impl Registry {
 async fn end_open_leases(
     transaction: &mut AnyConnection,
     satellite: &SatelliteId,
-    now_ms: i64,
+    successor: &NewLease,
 ) -> Result<(), RegistryError> {
     sqlx::query(
         "UPDATE leases SET revoked_at_ms = $1 WHERE satellite = $2 AND used_at_ms IS NULL AND revoked_at_ms IS NULL",
     )
-    .bind(now_ms)
+    .bind(successor.now_ms)
     .bind(satellite.as_str())
-    .execute(transaction)
+    .execute(&mut *transaction)
     .await?;
+    sqlx::query("UPDATE satellites SET lease = $1 WHERE id = $2 AND enrolled_at_ms IS NULL")
+        .bind(successor.id.as_str())
+        .bind(satellite.as_str())
+        .execute(transaction)
+        .await?;
     Ok(())
 }
 
