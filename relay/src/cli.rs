@@ -108,9 +108,9 @@ fn dispatch(shell: &Shell, command: Command) -> Result<(), Failure> {
         Command::Lease(lease) => shell.wait(lease.run(shell)),
         Command::Satellite(satellite) => shell.wait(satellite.run(shell)),
         Command::Config(config) => shell.wait(config.run(shell)),
-        Command::Records(args) => shell.wait(async {
-            Ok(records::run(&args, &shell.settings.archive, &shell.data_dir).await?)
-        }),
+        Command::Records(args) => {
+            shell.wait(async { Ok(records::run(&args, &shell.settings.archive, &shell.data_dir).await?) })
+        }
         Command::Account(args) => shell.wait(async { Ok(account::run(&args, &shell.data_dir).await?) }),
     }
 }
@@ -280,12 +280,14 @@ mod tests {
     fn the_command_line_is_well_formed_and_every_command_has_an_example() {
         let mut cli = Cli::command();
         cli.build();
-        cli.debug_assert();
-        let mut commands: Vec<&clap::Command> = cli.get_subcommands().collect();
+        cli.clone().debug_assert();
+        let below = |command: &clap::Command| -> Vec<clap::Command> {
+            command.get_subcommands().filter(|below| below.get_name() != "help").cloned().collect()
+        };
+        let mut commands = below(&cli);
         while let Some(command) = commands.pop() {
-            let below = command.get_subcommands().filter(|below| below.get_name() != "help");
-            let leaf = below.clone().next().is_none();
-            if leaf && command.get_name() != "help" {
+            let below = below(&command);
+            if below.is_empty() {
                 let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
                 assert!(help.contains("satellite-relay"), "{} has no example", command.get_name());
             }
