@@ -82,10 +82,7 @@ impl Crontab {
         let month = Field { name: "month", min: 1, max: 12, names: &MONTHS }.read(rest[3])?;
         let days = Days::parse(rest[2], rest[4])?;
 
-        let [second, minute, hour, month] = [second, minute, hour, month].map(listed);
-        let engine: Schedule = format!("{second} {minute} {hour} * {month} *")
-            .parse()
-            .expect("lists of numbers in range are the engine's language");
+        let engine = engine([second, minute, hour, month]);
         let certain = ![seconds, rest[0], rest[1]].iter().any(|field| field.contains('*'));
         let crontab = Self { engine, days, certain };
         let start = NaiveDate::from_ymd_opt(2026, 1, 1).and_then(|day| day.and_hms_opt(0, 0, 0));
@@ -267,6 +264,13 @@ impl Field {
             reason: reason.chars().take(120).collect(),
         }
     }
+}
+
+/// Every day at these seconds, minutes, hours and months.
+fn engine(fields: [u64; 4]) -> Schedule {
+    let [second, minute, hour, month] = fields.map(listed);
+    let text = format!("{second} {minute} {hour} * {month} *");
+    text.parse().expect("lists of numbers in range are the engine's language")
 }
 
 fn listed(mask: u64) -> String {
