@@ -689,3 +689,112 @@ async fn an_unfinished_snapshot_does_not_hurt() {
     let back = check_damaged(root.path(), epoch, &held, due, "torn snapshot").await;
     assert_eq!(back, held.len());
 }
+
+/// A file system of its own that can be filled; `None`, said aloud, where it can't be mounted.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    #[expect(clippy::print_stderr, reason = "a test that tests nothing must say so")]
+    fn mount(bytes: &str) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let options = format!("size={bytes}");
+        let mount = Process::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(dir.path()).output();
+        if mount.is_ok_and(|output| output.status.success()) {
+            return Some(Self(dir));
+        }
+        eprintln!("SKIPPED: no tmpfs can be mounted here (this needs root), so a full disk is not tried");
+        None
+    }
+
+    fn fill(&self) {
+        let mut file = std::fs::File::create(self.0.path().join("filler")).unwrap();
+        let zeros = vec![0u8; 64 << 10];
+        while file.write_all(&zeros).is_ok() {}
+    }
+
+    fn free(&self) {
+        std::fs::remove_file(self.0.path().join("filler")).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        assert!(Process::new("umount").arg(self.0.path()).status().unwrap().success());
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_degrades_and_the_ballast_still_lets_the_backlog_out() {
+    let Some(disk) = SmallDisk::mount("160m") else { return };
+    let root = disk.0.path();
+    let (buffer, opened, mut writer) = open(root, 1 << 30);
+    buffer.commit(blocks(vec![writer.samples(500)])).await.unwrap();
+    assert_eq!(std::fs::metadata(root.join("buffer/ballast")).unwrap().len(), 32 << 20);
+    disk.fill();
+    let frame = writer.samples(500);
+    let error = buffer.commit(blocks(vec![frame.clone()])).await.unwrap_err();
+    assert!(error.to_string().contains("MiB are free on the disk"), "{error}");
+    assert!(matches!(buffer.state().borrow().health, Health::Degraded { since_ms: NOW_MS, .. }));
+    assert_eq!(all(&buffer).await.len(), 1, "reading goes on");
+    buffer.close();
+
+    let (buffer, second, mut writer) = open(root, 1 << 30);
+    assert_eq!(second.streams.len(), 1, "the ballast made room to open");
+    assert!(!root.join("buffer/ballast").exists());
+    assert_eq!(all(&buffer).await.len(), 1);
+    buffer.commit(blocks(vec![writer.samples(500)])).await.unwrap();
+    buffer.forget(opened.epoch, &ranges(&[(1, 500)])).await.unwrap();
+    disk.free();
+    buffer.commit(blocks(vec![writer.samples(500)])).await.unwrap();
+    assert_eq!(buffer.state().borrow().health, Health::Healthy);
+    assert_eq!(all(&buffer).await.len(), 2);
+    buffer.close();
+}
+
+#[tokio::test]
+async fn a_disk_that_is_full_from_the_start_does_not_end_the_program() {
+    let Some(disk) = SmallDisk::mount("48m") else { return };
+    let root = disk.0.path();
+    let (buffer, _, mut writer) = open(root, 1 << 30);
+    let notes = b"before".to_vec();
+    buffer.commit(Commit { notes: notes.clone(), ..blocks(vec![writer.samples(500)]) }).await.unwrap();
+    buffer.close();
+    disk.fill();
+
+    let (buffer, opened, mut writer) = open(root, 1 << 30);
+    assert!(matches!(buffer.state().borrow().health, Health::Degraded { .. }));
+    assert!(opened.notes.is_none() && opened.streams.is_empty());
+    let frame = writer.samples(3);
+    assert!(matches!(buffer.commit(blocks(vec![frame.clone()])).await, Err(CommitError::Degraded { .. })));
+    let place = Place { opening: 9, seq: 0 };
+    assert!(matches!(buffer.read(Place::default(), place, 1).await, Err(ReadError::Degraded { .. })));
+    assert!(buffer.streams().await.is_empty());
+    writer.clock.advance(30_000);
+    assert!(buffer.commit(blocks(vec![frame.clone()])).await.is_err(), "still full");
+    disk.free();
+    writer.clock.advance(30_000);
+    buffer.commit(blocks(vec![frame])).await.unwrap();
+    assert_eq!(buffer.state().borrow().health, Health::Healthy);
+    assert_eq!(buffer.state().borrow().epoch, opened.epoch);
+    assert_eq!(buffer.late_notes().await, Some(notes));
+    assert_eq!(buffer.late_notes().await, None);
+    assert_eq!(buffer.streams().await.len(), 2);
+    buffer.close();
+}
+
+#[tokio::test]
+async fn a_disk_short_of_room_shrinks_the_buffer_by_twice_what_comes() {
+    let root = tempfile::tempdir().unwrap();
+    let clock = clock();
+    let short = BufferSettings { free_min_bytes: u64::MAX, ..settings(root.path(), 1 << 20) };
+    let (buffer, opened) = Buffer::open(short, clock.clone()).unwrap();
+    let mut writer = Writer::new(opened.epoch, clock);
+    let committed = buffer.commit(blocks((0..6).map(|_| writer.samples(100)).collect())).await.unwrap();
+    assert!(committed.degraded && committed.losses.is_empty(), "what just came does not go at once");
+    assert!(matches!(buffer.state().borrow().health, Health::Degraded { .. }));
+    let committed = buffer.commit(blocks(vec![writer.samples(100)])).await.unwrap();
+    assert_eq!(committed.losses.iter().map(|loss| loss.count).collect::<Vec<_>>(), [200]);
+    assert_eq!(all(&buffer).await.len(), 5);
+    assert!(!root.path().join("buffer/ballast").exists());
+    buffer.close();
+}

@@ -335,3 +335,167 @@ fn trim_series(
     let lacks = next != next_series;
     Ok(lacks.then(|| "descriptors of series were lost with the damaged store: restart the satellite".into()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt as _;
+
+    use satellite_shared::gap::Reason;
+    use satellite_shared::ranges::Ranges;
+
+    use super::super::super::tests::{Writer, clock, settings};
+    use super::super::super::{Commit, CommitError, StoredBlock};
+    use super::*;
+
+    fn open(root: &Path, bytes_max: u64) -> (Keeper, Writer) {
+        let clock = clock();
+        let (keeper, opened, _) = Keeper::open(settings(root, bytes_max), clock.clone()).unwrap();
+        (keeper, Writer::new(opened.epoch, clock))
+    }
+
+    fn blocks(blocks: Vec<Vec<u8>>) -> Commit {
+        Commit { blocks, ..Commit::default() }
+    }
+
+    fn all(keeper: &mut Keeper) -> Vec<StoredBlock> {
+        keeper.on_read(Place::default(), Place { opening: u32::MAX, seq: 0 }, usize::MAX).unwrap()
+    }
+
+    fn fail(keeper: &mut Keeper) {
+        keeper.fail(StoreError::Io(std::io::Error::other("the disk said no")));
+    }
+
+    #[test]
+    fn a_store_that_failed_is_opened_again_and_the_epoch_goes_on() {
+        let root = tempfile::tempdir().unwrap();
+        let (mut keeper, mut writer) = open(root.path(), 1 << 20);
+        let frames = [writer.samples(5), writer.samples(6)];
+        keeper.on_commit(&Commit { notes: b"first".to_vec(), ..blocks(frames.to_vec()) }).unwrap();
+        fail(&mut keeper);
+        let health = keeper.state.borrow().health.clone();
+        assert!(matches!(health, Health::Degraded { .. }), "until a commit went well");
+        assert_eq!(all(&mut keeper).len(), 2);
+        keeper.on_commit(&blocks(vec![writer.samples(7)])).unwrap();
+        assert_eq!(keeper.state.borrow().health, Health::Healthy);
+        assert_eq!(keeper.state.borrow().last_seq, 18);
+        assert_eq!(keeper.book.notes().unwrap(), b"first");
+        keeper.finish();
+        let (mut keeper, _) = open(root.path(), 1 << 20);
+        assert_eq!(all(&mut keeper).len(), 3);
+        assert!(keeper.book.losses.is_empty());
+    }
+
+    #[test]
+    fn a_commit_that_failed_never_happened_though_it_reached_the_disk() {
+        let root = tempfile::tempdir().unwrap();
+        let (mut keeper, mut writer) = open(root.path(), 3_000);
+        let series = vec![writer.descriptors(3)];
+        let first = Commit { series, notes: b"first".to_vec(), ..blocks(vec![writer.samples(200)]) };
+        keeper.on_commit(&first).unwrap();
+        let acked = keeper.book.clone();
+        let (seq, due) = (writer.seq, writer.due);
+        // It evicts the first block, and adds a block and a series.
+        let series = vec![writer.descriptors(2)];
+        let second = Commit { series, notes: b"second".to_vec(), ..blocks(vec![writer.samples(210)]) };
+        let losses = keeper.on_commit(&second).unwrap().losses;
+        assert_eq!(losses.len(), 1);
+        // As if its flush had failed after all.
+        keeper.book = acked;
+        fail(&mut keeper);
+
+        assert!(all(&mut keeper).is_empty(), "the first was evicted, the second never happened");
+        assert_eq!(keeper.book.head.last_seq, seq);
+        assert_eq!(keeper.book.notes().unwrap(), b"first");
+        assert_eq!(keeper.on_series(1).unwrap().len(), 1);
+        (writer.seq, writer.due, writer.series) = (seq, due, 3);
+        let other = Commit { series: vec![writer.descriptors(4)], ..blocks(vec![writer.samples(50)]) };
+        assert_eq!(keeper.on_commit(&other).unwrap().losses, losses, "what was evicted is still to be explained");
+        assert_eq!(all(&mut keeper).len(), 1);
+        let explained = Commit { losses_explained: 1, ..blocks(vec![writer.samples(1)]) };
+        keeper.on_commit(&explained).unwrap();
+        let acked = keeper.book.clone();
+        keeper.finish();
+        let (keeper, _) = open(root.path(), 3_000);
+        assert_eq!(keeper.book.losses, acked.losses);
+    }
+
+    #[test]
+    fn a_loss_that_a_failed_commit_explained_comes_back() {
+        let root = tempfile::tempdir().unwrap();
+        let (mut keeper, mut writer) = open(root.path(), 3_000);
+        keeper.on_commit(&blocks(vec![writer.samples(200)])).unwrap();
+        let losses = keeper.on_commit(&blocks(vec![writer.samples(200)])).unwrap().losses;
+        let acked = keeper.book.clone();
+        let (seq, due) = (writer.seq, writer.due);
+        keeper.on_commit(&Commit { losses_explained: 1, ..blocks(vec![writer.samples(1)]) }).unwrap();
+        keeper.book = acked;
+        fail(&mut keeper);
+        (writer.seq, writer.due) = (seq, due);
+        assert_eq!(keeper.on_commit(&blocks(vec![writer.samples(1)])).unwrap().losses, losses);
+    }
+
+    #[test]
+    fn damage_while_it_runs_is_salvaged_and_the_epoch_goes_on() {
+        let root = tempfile::tempdir().unwrap();
+        let (mut keeper, mut writer) = open(root.path(), 1 << 20);
+        keeper.on_commit(&Commit { series: vec![writer.descriptors(9)], ..blocks(vec![writer.samples(9)]) }).unwrap();
+        for _ in 0..30 {
+            keeper.on_commit(&blocks(vec![writer.samples(100)])).unwrap();
+        }
+        let db = std::fs::OpenOptions::new().write(true).open(root.path().join("buffer/db")).unwrap();
+        let len = db.metadata().unwrap().len();
+        db.write_all_at(&[0; 4096], (len / 2) & !4095).unwrap();
+        fail(&mut keeper);
+
+        let mut covered = Ranges::default();
+        for block in all(&mut keeper) {
+            let header = block::header(&block.frame).unwrap();
+            covered.insert(header.first_seq, header.last_seq());
+        }
+        for loss in keeper.book.losses.values() {
+            assert_eq!(loss.reason, Reason::Corrupt);
+            covered.insert(loss.lost.first_seq, loss.lost.last_seq);
+        }
+        assert_eq!(covered.as_slice(), [(1, writer.seq)]);
+        assert_eq!(keeper.on_series(1).unwrap().len(), 1);
+        keeper.on_commit(&blocks(vec![writer.samples(3)])).unwrap();
+        assert_eq!(keeper.state.borrow().last_seq, writer.seq);
+    }
+
+    #[test]
+    fn an_epoch_whose_series_are_gone_asks_for_a_new_start() {
+        let root = tempfile::tempdir().unwrap();
+        let (mut keeper, mut writer) = open(root.path(), 1 << 20);
+        let seq = 9;
+        keeper.on_commit(&Commit { series: vec![writer.descriptors(9)], ..blocks(vec![writer.samples(9)]) }).unwrap();
+        let db = std::fs::OpenOptions::new().write(true).open(root.path().join("buffer/db")).unwrap();
+        db.write_all_at(&vec![0; usize::try_from(db.metadata().unwrap().len()).unwrap()], 0).unwrap();
+        fail(&mut keeper);
+        assert!(matches!(keeper.on_commit(&blocks(vec![writer.samples(1)])), Err(CommitError::Damaged { .. })));
+        keeper.finish();
+        let (mut keeper, mut writer) = open(root.path(), 1 << 20);
+        let lost: Vec<_> = keeper.book.losses.values().map(|loss| (loss.lost.first_seq, loss.lost.last_seq)).collect();
+        assert_eq!(lost, [(1, seq)]);
+        keeper.on_commit(&blocks(vec![writer.samples(1)])).unwrap();
+    }
+
+    #[test]
+    fn a_store_that_can_not_be_had_is_asked_for_every_30_seconds() {
+        let root = tempfile::tempdir().unwrap();
+        let clock = clock();
+        let (mut keeper, opened, _) = Keeper::open(settings(root.path(), 1 << 20), clock.clone()).unwrap();
+        let mut writer = Writer::new(opened.epoch, clock.clone());
+        keeper.on_commit(&blocks(vec![writer.samples(2)])).unwrap();
+        // Somebody else takes the store, sled's own lock, for a while.
+        let store = keeper.store.take().unwrap();
+        keeper.degrade("the disk said no".into());
+        keeper.tried_mono_ms = keeper.clock.now().mono_ms;
+        let frame = writer.samples(2);
+        clock.advance(RETRY_MS - 1);
+        assert!(matches!(keeper.on_commit(&blocks(vec![frame.clone()])), Err(CommitError::Degraded { .. })));
+        store.discard();
+        clock.advance(1);
+        keeper.on_commit(&blocks(vec![frame])).unwrap();
+        assert_eq!(all(&mut keeper).len(), 2);
+    }
+}
