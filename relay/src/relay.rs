@@ -22,6 +22,7 @@ use crate::enrolment::{self, Enrolment, SessionUrl};
 use crate::ingest::{self, Committer, Ingest, IngestError};
 use crate::listener::{self, Listener};
 use crate::registry::{Registry, RegistryError};
+use crate::session::{self, Changes, Roster};
 use crate::settings::{self, Settings};
 use crate::sink::archive::InvalidPlace;
 use crate::web;
@@ -164,15 +165,26 @@ impl Relay {
         let limits = door_limits(settings);
         let tls = authority.server_config(Door::Web, Arc::clone(&clock))?;
         let web = Listener::new("web", web, tls, limits.clone(), doors.tracker.clone());
-        doors.spawn("the web door", web.run_web(doors.shutdown.clone(), web::router(enrolment)));
-        let tls = authority.server_config(Door::Satellites, clock)?;
+        doors.spawn("the web door", web.run_web(doors.shutdown.clone(), web::router(enrolment.clone())));
+        let tls = authority.server_config(Door::Satellites, Arc::clone(&clock))?;
         let satellites = Listener::new("satellites", satellites, tls, limits, doors.tracker.clone());
+        let roster = Roster::default();
+        doors
+            .spawn("the watch for changes", Changes::new(registry.clone(), roster.clone()).run(doors.shutdown.clone()));
+        let door = session::Door::new(session::Parts {
+            relay: registry.relay_name().await?,
+            registry: registry.clone(),
+            ingest: blocks,
+            enrolment,
+            roster,
+            clock,
+            limits: session::Limits::default(),
+        });
+        let draining = doors.shutdown.clone();
         doors.spawn(
             "the satellites' door",
-            satellites.run(doors.shutdown.clone(), move |stream, peer| {
-                let blocks = blocks.clone();
-                async move { drop((stream, peer, blocks)) }
-            }),
+            satellites
+                .run(doors.shutdown.clone(), move |stream, peer| door.clone().serve(stream, peer, draining.clone())),
         );
         doors.spawn("the keeper of the relay's certificate", keeper.run(doors.shutdown.clone()));
 
