@@ -21,6 +21,9 @@ pub mod dial;
 #[cfg(test)]
 pub(crate) mod stand_in;
 
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -131,7 +134,7 @@ enum Phase {
 
 enum Happened {
     Recovered(Result<Identity, EnrolmentError>),
-    Dialed(Result<Socket, DialError>),
+    Dialed(Box<Result<Socket, DialError>>),
     Session(Step),
     Left,
 }
@@ -146,7 +149,7 @@ impl Phase {
         match self {
             Self::NoLease | Self::Waiting { .. } => std::future::pending().await,
             Self::Recovering(recovering) => Happened::Recovered(recovering.await),
-            Self::Dialing(dialing) => Happened::Dialed(dialing.await),
+            Self::Dialing(dialing) => Happened::Dialed(Box::new(dialing.await)),
             Self::Connected(session) => Happened::Session(session.step().await),
             Self::Leaving { farewell, .. } => {
                 farewell.await;
@@ -274,7 +277,7 @@ impl Uplink {
     fn on_happened(&mut self, happened: Happened) {
         match happened {
             Happened::Recovered(result) => self.on_recovered(result),
-            Happened::Dialed(result) => self.on_dialed(result),
+            Happened::Dialed(result) => self.on_dialed(*result),
             Happened::Session(step) => self.on_step(step),
             Happened::Left => self.on_left(),
         }

@@ -465,6 +465,7 @@ pub fn rustls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<
 
 /// What a TLS failure means for the one who has to do something.
 #[must_use]
+#[expect(clippy::wildcard_enum_match_arm, reason = "rustls' enums are long and grow")]
 pub fn explain_tls(error: &rustls::Error, time: &VerificationTime) -> String {
     let clock = || chrono::DateTime::from_timestamp_millis(time.now_ms()).unwrap_or_default().format("%F %R UTC");
     match error {
@@ -512,6 +513,7 @@ fn tls_error(error: &io::Error, time: &VerificationTime, to: &str) -> DialError 
 }
 
 /// A refused client certificate shows only here: in TLS 1.3 the client has finished before the server looks.
+#[expect(clippy::wildcard_enum_match_arm, reason = "tungstenite's enum is long and grows")]
 fn websocket_error(error: WsError, time: &VerificationTime, target: &Target) -> DialError {
     let to = target.to_string();
     match error {

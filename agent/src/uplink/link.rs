@@ -807,10 +807,7 @@ mod tests {
     }
 
     fn closing(effects: &[Effect]) -> Option<&Closing> {
-        effects.iter().find_map(|effect| match effect {
-            Effect::Close(closing) => Some(closing),
-            _ => None,
-        })
+        effects.iter().find_map(|effect| if let Effect::Close(closing) = effect { Some(closing) } else { None })
     }
 
     #[test]

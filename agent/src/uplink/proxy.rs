@@ -171,7 +171,8 @@ mod tests {
             proxy: proxy.map(str::to_owned),
             no_proxy: no_proxy.iter().map(|&one| one.to_owned()).collect(),
         };
-        Route::to(&destination.parse().unwrap(), &settings)
+        let Ok(destination) = destination.parse() else { panic!("{destination} is no address") };
+        Route::to(&destination, &settings)
     }
 
     #[test]

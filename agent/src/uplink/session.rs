@@ -242,9 +242,10 @@ fn work(buffer: Buffer, job: Job) -> BoxFuture<'static, Done> {
 fn broken(error: &WsError) -> Step {
     let expired =
         matches!(rustls_error(error), Some(rustls::Error::AlertReceived(AlertDescription::CertificateExpired)));
-    let why = match error {
-        WsError::Capacity(capacity) => format!("the relay sent too large a message: {capacity}"),
-        other => format!("the connection broke: {}", chain(other)),
+    let why = if let WsError::Capacity(capacity) = error {
+        format!("the relay sent too large a message: {capacity}")
+    } else {
+        format!("the connection broke: {}", chain(error))
     };
     Step::Broken { why, expired }
 }
