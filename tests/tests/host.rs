@@ -59,10 +59,12 @@ const OTHERWISE: &[(&str, &str)] = &[
 const MOUNT_POINTS: &str = "--collector.filesystem.mount-points-exclude=\
     ^/(dev|proc|run/credentials/.+|sys|var/lib/docker/.+|var/lib/containers/storage/.+)($|/)";
 
+type Journey = fn() -> anyhow::Result<()>;
+
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let missing = why_not();
-    let trials: [(&str, fn() -> anyhow::Result<()>); 4] = [
+    let trials: [(&str, Journey); 4] = [
         ("this_machine_has_node_exporters_names_labels_and_kinds", names_are_the_same),
         ("what_does_not_change_has_the_same_value", constants_are_the_same),
         ("counters_lie_between_two_scrapes", counters_lie_between),

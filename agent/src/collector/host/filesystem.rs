@@ -231,25 +231,26 @@ mod tests {
         (dir, files)
     }
 
-    fn read(dir: &tempfile::TempDir, files: &mut Files) -> Result<Vec<(String, f64)>, Trouble> {
+    fn read(dir: &tempfile::TempDir, files: &mut Files) -> (Result<(), Trouble>, Vec<(String, f64)>) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let mut readings = Readings::default();
         let mut mounts = Mounts::new(dir.path());
         let mut out = Out { readings: &mut readings, metric: 0 };
-        runtime.block_on(mounts.read(files, &mut out, Duration::from_secs(2)))?;
+        let outcome = runtime.block_on(mounts.read(files, &mut out, Duration::from_secs(2)));
         let device = "host".parse().unwrap();
         let named = readings.iter().map(|reading| {
             let series = crate::collector::series_of_key(&device, reading.key).unwrap();
             (format!("{} {}", series.name, series.labels[2].1), reading.value)
         });
-        Ok(named.collect())
+        (outcome, named.collect())
     }
 
     #[test]
     fn a_mount_that_can_not_be_asked_is_told_and_the_others_are_read() {
         let (dir, mut files) = host("a / ext4 ro,x 0 0\nb /gone nfs rw 0 0\nc /loop xfs rw 0 0\n");
         symlink("loop", dir.path().join("loop")).unwrap();
-        let given = read(&dir, &mut files).unwrap();
+        let (outcome, given) = read(&dir, &mut files);
+        outcome.unwrap();
         let value = |name: &str| given.iter().find(|(n, _)| n == name).map(|(_, value)| *value);
         assert_eq!(value("node_filesystem_device_error /"), Some(0.0));
         assert_eq!(value("node_filesystem_readonly /"), Some(1.0));
@@ -271,7 +272,7 @@ mod tests {
     #[test]
     fn a_list_of_mounts_that_is_none_is_refused() {
         let (dir, mut files) = host("a /\n");
-        let trouble = read(&dir, &mut files).unwrap_err();
+        let trouble = read(&dir, &mut files).0.unwrap_err();
         assert!(trouble.to_string().ends_with("/proc/1/mounts: a mount has a device, a place, a type and options"));
     }
 }
