@@ -355,3 +355,6 @@ pub fn parse<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> 
     debug_assert!(body.len() <= limits::ENROLMENT_BYTES_MAX, "the web door reads no more");
     serde_json::from_slice(body).map_err(|e| Refusal::Bad(format!("the request is not the JSON it should be: {e}")))
 }
+
+#[cfg(test)]
+mod tests;

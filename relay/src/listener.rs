@@ -321,3 +321,226 @@ impl Drop for Admitted {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use satellite_shared::clock::{Clock, SystemClock};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::authority::{Authority, Door, Names};
+    use crate::data_dir::DataDir;
+    use crate::enrolment::{self, Enrolment, SessionUrl};
+    use crate::registry::Registry;
+    use crate::web;
+    use crate::web::visitor::{Visitor, answer};
+
+    /// A wait that a door ends early or a test fails by.
+    const DEADLINE: Duration = Duration::from_secs(20);
+    const SHORT: Duration = Duration::from_millis(200);
+
+    struct House {
+        address: SocketAddr,
+        visitor: Visitor,
+        shutdown: CancellationToken,
+        running: JoinHandle<()>,
+        tracker: TaskTracker,
+        _dir: tempfile::TempDir,
+    }
+
+    impl House {
+        #[expect(clippy::disallowed_methods, reason = "a test is its own wiring")]
+        async fn new(limits: Limits, strangers: &enrolment::Limits) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+            let now_ms = clock.now().wall_ms;
+            let authority = Authority::load_or_create(&DataDir::open(dir.path()).unwrap(), now_ms).unwrap();
+            authority.renew_server_certificate(&Names::of_this_machine(), now_ms).unwrap();
+            let registry = Registry::open(dir.path()).await.unwrap();
+            let session_url = SessionUrl::HostOfLease { port: 1 };
+            let enrolment = Enrolment::new(registry, authority.clone(), Arc::clone(&clock), session_url, strangers);
+            let socket = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            let address = socket.local_addr().unwrap();
+            let (tracker, shutdown) = (TaskTracker::new(), CancellationToken::new());
+            let tls = authority.server_config(Door::Web, clock).unwrap();
+            let listener = Listener::new("web", socket, tls, limits, tracker.clone());
+            let running = tokio::spawn(listener.run_web(shutdown.clone(), web::router(enrolment)));
+            let visitor = Visitor::new(address, authority.ca_bundle());
+            Self { address, visitor, shutdown, running, tracker, _dir: dir }
+        }
+
+        async fn short() -> Self {
+            let limits =
+                Limits { handshake: SHORT, head: SHORT, request: SHORT, connection: DEADLINE, ..Limits::default() };
+            Self::new(limits, &enrolment::Limits::default()).await
+        }
+
+        async fn tcp(&self) -> TcpStream {
+            TcpStream::connect(self.address).await.unwrap()
+        }
+    }
+
+    async fn ends(stream: &mut (impl tokio::io::AsyncRead + Unpin)) {
+        let mut rest = Vec::new();
+        // Closed or reset: both are an end.
+        drop(timeout(DEADLINE, stream.read_to_end(&mut rest)).await.expect("the door closes the connection"));
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_or_half_of_a_greeting_is_sent_away() {
+        let house = House::short().await;
+        let mut silent = house.tcp().await;
+        let mut half = house.tcp().await;
+        half.write_all(&[0x16, 3, 1, 2, 0, 1]).await.unwrap();
+        ends(&mut silent).await;
+        ends(&mut half).await;
+    }
+
+    #[tokio::test]
+    async fn who_speaks_no_tls_is_sent_away() {
+        let house = House::short().await;
+        let mut plain = house.tcp().await;
+        plain.write_all(b"GET /healthz HTTP/1.1\r\n\r\n").await.unwrap();
+        ends(&mut plain).await;
+    }
+
+    #[tokio::test]
+    async fn a_silent_a_dripping_and_an_idle_client_are_sent_away() {
+        let house = House::short().await;
+        let mut silent = house.visitor.connect("localhost").await.unwrap();
+        ends(&mut silent).await;
+
+        let mut idle = house.visitor.connect("localhost").await.unwrap();
+        idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let (status, _) = timeout(DEADLINE, answer(&mut idle)).await.expect("an idle connection ends");
+        assert_eq!(status, 200);
+
+        let dripping = house.visitor.connect("localhost").await.unwrap();
+        let (mut read, mut write) = tokio::io::split(dripping);
+        let drip = async {
+            loop {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                if write.write_all(b"x").await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = ends(&mut read) => {}
+            () = drip => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_never_ends_is_answered_with_what_is_wrong() {
+        let house = House::short().await;
+        let mut stream = house.visitor.connect("localhost").await.unwrap();
+        stream.write_all(b"POST /v1/enrol HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{").await.unwrap();
+        let (status, body) = timeout(DEADLINE, answer(&mut stream)).await.expect("the request ends");
+        assert_eq!(status, 408);
+        assert!(body.contains("too_slow"), "{body}");
+    }
+
+    #[tokio::test]
+    async fn a_connection_takes_no_requests_for_ever() {
+        let limits = Limits { connection: SHORT, ..Limits::default() };
+        let house = House::new(limits, &enrolment::Limits::default()).await;
+        let mut stream = house.visitor.connect("localhost").await.unwrap();
+        ends(&mut stream).await;
+    }
+
+    #[tokio::test]
+    async fn what_is_too_large_is_refused() {
+        let house = House::new(Limits::default(), &enrolment::Limits::default()).await;
+        let (status, body) = house.visitor.post("/v1/enrol", &"x".repeat(16 << 10 | 1)).await;
+        assert_eq!((status, body.contains("too_large")), (413, true), "{body}");
+        let (status, _) = house.visitor.get(&format!("/{}", "x".repeat(HEAD_BYTES_MAX))).await;
+        assert!([414, 431].contains(&status), "{status}");
+        let many = "x: y\r\n".repeat(HEADERS_MAX + 1);
+        let (status, _) = house.visitor.say(&format!("GET / HTTP/1.1\r\n{many}\r\n")).await;
+        assert_eq!(status, 431);
+    }
+
+    #[tokio::test]
+    async fn the_routes_answer_and_everything_else_is_a_problem_in_json() {
+        let house = House::new(Limits::default(), &enrolment::Limits::default()).await;
+        assert_eq!(house.visitor.get(web::HEALTH_PATH).await, (200, "ok\n".into()));
+        let (status, body) = house.visitor.get(web::CA_PATH).await;
+        assert_eq!((status, body.starts_with("-----BEGIN CERTIFICATE-----")), (200, true));
+        for (status, code, answer) in [
+            (404, "not_found", house.visitor.get("/nothing").await),
+            (405, "method_not_allowed", house.visitor.get("/v1/enrol").await),
+            (400, "bad_request", house.visitor.post("/v1/enrol", "{").await),
+            (400, "bad_request", house.visitor.post("/v1/recover", "{\"satellite\": \"admin\"}").await),
+        ] {
+            let problem: satellite_shared::enrolment::Problem = serde_json::from_str(&answer.1).unwrap();
+            assert_eq!((answer.0, problem.code.as_str()), (status, code));
+        }
+    }
+
+    #[tokio::test]
+    async fn who_asks_too_often_is_told_to_wait() {
+        let house =
+            House::new(Limits::default(), &enrolment::Limits { burst: 2, ..enrolment::Limits::default() }).await;
+        for _ in 0..2 {
+            assert_eq!(house.visitor.post("/v1/enrol", "{").await.0, 400);
+        }
+        let (status, body) = house.visitor.post("/v1/recover/challenge", "{").await;
+        let problem: satellite_shared::enrolment::Problem = serde_json::from_str(&body).unwrap();
+        assert_eq!((status, problem.code.as_str(), problem.retry_after_s), (429, "rate_limited", 1));
+    }
+
+    #[tokio::test]
+    async fn one_address_gets_so_many_connections_and_then_more_when_one_leaves() {
+        let limits = Limits { connections_per_address: 2, ..Limits::default() };
+        let house = House::new(limits, &enrolment::Limits::default()).await;
+        let first = house.visitor.connect("localhost").await.unwrap();
+        let _second = house.visitor.connect("localhost").await.unwrap();
+        ends(&mut house.tcp().await).await;
+        drop(first);
+        let again = async {
+            while house.visitor.connect("localhost").await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(DEADLINE, again).await.expect("its place is free");
+    }
+
+    #[tokio::test]
+    async fn slow_handshakes_of_many_do_not_keep_others_out_for_longer_than_one_may_take() {
+        let limits = Limits { handshakes: 2, handshakes_per_address: 2, handshake: SHORT, ..Limits::default() };
+        let house = House::new(limits, &enrolment::Limits::default()).await;
+        let _silent = futures_util::future::join_all((0..2).map(|_| house.tcp())).await;
+        let inside = async {
+            while house.visitor.connect("localhost").await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(DEADLINE, inside).await.expect("their turn ends");
+    }
+
+    #[tokio::test]
+    async fn shutdown_closes_the_door_and_what_is_behind_it() {
+        let house = House::new(Limits::default(), &enrolment::Limits::default()).await;
+        let mut idle = house.visitor.connect("localhost").await.unwrap();
+        let mut silent = house.tcp().await;
+        house.shutdown.cancel();
+        ends(&mut idle).await;
+        ends(&mut silent).await;
+        timeout(DEADLINE, house.running).await.expect("the door ends").unwrap();
+        house.tracker.close();
+        timeout(DEADLINE, house.tracker.wait()).await.expect("its connections end");
+    }
+
+    #[tokio::test]
+    async fn an_unspecified_address_takes_both_families() {
+        let socket = bind("[::]:0".parse().unwrap()).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_ok());
+        if socket.local_addr().unwrap().is_ipv6() {
+            assert!(TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await.is_ok());
+        }
+        assert!(bind(socket.local_addr().unwrap()).is_err(), "the port is taken");
+    }
+}

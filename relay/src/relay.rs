@@ -1,6 +1,7 @@
 //! The wiring: builds every part, joins them, and stops them in the order of the data.
 //!
-//! Stopping: the doors close and sessions drain, then what they handed over is committed, then the registry closes.
+//! Stopping: the doors close and sessions take nothing new, the committer commits what they had handed over and answers,
+//! the sessions pass the answers on and close, the registry closes.
 //! A part that ends unasked is told to whoever waits for [`Relay::ended`]: half a relay helps nobody.
 
 use std::fs::File;
@@ -125,8 +126,7 @@ impl Parts {
         });
     }
 
-    async fn stop(&self, grace: Duration) {
-        self.shutdown.cancel();
+    async fn wait(&self, grace: Duration) {
         self.tracker.close();
         if timeout(grace, self.tracker.wait()).await.is_err() {
             tracing::warn!(tasks = self.tracker.len(), "not all ended in time");
@@ -162,30 +162,28 @@ impl Relay {
         );
         let blocks = commit(&ingest, settings, data_dir, &registry, &clock)?;
 
-        let limits = door_limits(settings);
-        let tls = authority.server_config(Door::Web, Arc::clone(&clock))?;
-        let web = Listener::new("web", web, tls, limits.clone(), doors.tracker.clone());
-        doors.spawn("the web door", web.run_web(doors.shutdown.clone(), web::router(enrolment.clone())));
-        let tls = authority.server_config(Door::Satellites, Arc::clone(&clock))?;
-        let satellites = Listener::new("satellites", satellites, tls, limits, doors.tracker.clone());
         let roster = Roster::default();
-        doors
-            .spawn("the watch for changes", Changes::new(registry.clone(), roster.clone()).run(doors.shutdown.clone()));
-        let door = session::Door::new(session::Parts {
+        let sessions = session::Door::new(session::Parts {
             relay: registry.relay_name().await?,
             registry: registry.clone(),
             ingest: blocks,
-            enrolment,
-            roster,
-            clock,
+            enrolment: enrolment.clone(),
+            roster: roster.clone(),
+            clock: Arc::clone(&clock),
             limits: session::Limits::default(),
         });
+
+        let limits = door_limits(settings);
+        let tls = authority.server_config(Door::Web, Arc::clone(&clock))?;
+        let web = Listener::new("web", web, tls, limits.clone(), doors.tracker.clone());
+        doors.spawn("the web door", web.run_web(doors.shutdown.clone(), web::router(enrolment)));
+        let tls = authority.server_config(Door::Satellites, clock)?;
+        let satellites = Listener::new("satellites", satellites, tls, limits, doors.tracker.clone());
         let draining = doors.shutdown.clone();
-        doors.spawn(
-            "the satellites' door",
-            satellites
-                .run(doors.shutdown.clone(), move |stream, peer| door.clone().serve(stream, peer, draining.clone())),
-        );
+        let serve = move |stream, peer| sessions.clone().serve(stream, peer, draining.clone());
+        doors.spawn("the satellites' door", satellites.run(doors.shutdown.clone(), serve));
+        let changes = Changes::new(registry.clone(), roster);
+        doors.spawn("the messenger of changes", changes.run(doors.shutdown.clone()));
         doors.spawn("the keeper of the relay's certificate", keeper.run(doors.shutdown.clone()));
 
         addresses.write(data_dir)?;
@@ -209,10 +207,11 @@ impl Relay {
         }
     }
 
-    /// Stops, in the order of the data.
+    /// Stops, so that what was begun is finished and acknowledged.
     pub async fn stop(self) {
-        self.doors.stop(self.stop_grace).await;
-        self.ingest.stop(self.stop_grace).await;
+        self.doors.shutdown.cancel();
+        self.ingest.shutdown.cancel();
+        tokio::join!(self.doors.wait(self.stop_grace), self.ingest.wait(self.stop_grace));
         self.registry.pool().close().await;
     }
 }

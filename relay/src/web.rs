@@ -1,5 +1,8 @@
 //! What the web door answers: every route in one screen.
 
+#[cfg(test)]
+pub(crate) mod visitor;
+
 use std::net::{IpAddr, SocketAddr};
 
 use axum::body::Bytes;
