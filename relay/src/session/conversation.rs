@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::{Future, pending};
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -96,27 +97,33 @@ impl Door {
     }
 
     /// Serves one connection to its end. TLS stands and has verified the client certificate.
-    pub async fn serve(self, stream: TlsStream<TcpStream>, peer: SocketAddr, shutdown: CancellationToken) {
+    ///
+    /// Boxed here and inside: whoever awaits it would otherwise hold room for every step at once, for every connection.
+    #[must_use = "nothing happens until it is awaited"]
+    pub fn serve(
+        self,
+        stream: TlsStream<TcpStream>,
+        peer: SocketAddr,
+        shutdown: CancellationToken,
+    ) -> Pin<Box<impl Future<Output = ()> + Send + use<>>> {
         let span = tracing::info_span!("session", %peer, satellite = tracing::field::Empty);
-        let presented = match Presented::read(stream.get_ref().1.peer_certificates()) {
-            Ok(presented) => presented,
-            Err(error) => {
-                let _inside = span.enter();
-                tracing::warn!(%error, "refused");
-                return;
-            }
-        };
+        let stream = Box::new(stream);
         let serving = async move {
+            let presented = match Presented::read(stream.get_ref().1.peer_certificates()) {
+                Ok(presented) => presented,
+                Err(error) => return tracing::warn!(%error, "refused"),
+            };
+            let accepting = Box::pin(Socket::accept(stream, Arc::clone(&self.0.limits)));
             let accepted = tokio::select! {
-                accepted = Socket::accept(stream, Arc::clone(&self.0.limits)) => accepted,
+                accepted = accepting => accepted,
                 () = shutdown.cancelled() => return,
             };
             match accepted {
-                Ok(socket) => Conversation::new(self.0, socket, peer, presented).run(shutdown).await,
+                Ok(socket) => Box::new(Conversation::new(self.0, socket, peer, presented)).run(shutdown).await,
                 Err(error) => tracing::info!(%error, "no WebSocket"),
             }
         };
-        Box::pin(serving.instrument(span)).await;
+        Box::pin(serving.instrument(span))
     }
 }
 
@@ -163,8 +170,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
         Self { door, socket, peer, presented, known: None, machine, who: None, reply, outcomes, submitting: None }
     }
 
-    async fn run(mut self, shutdown: CancellationToken) {
-        let known = self.look_up().await;
+    async fn run(mut self: Box<Self>, shutdown: CancellationToken) {
+        let known = Box::pin(self.look_up()).await;
         let opened = known.map(|known| {
             self.known = Some(Box::new(known));
             Greeting { relay: self.door.relay.clone() }
@@ -174,11 +181,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
         let mut stopping = false;
         let why = loop {
             let event = match effects.pop_front() {
-                Some(Effect::Close(closing)) => {
-                    self.say_goodbye(closing).await;
-                    return;
+                Some(Effect::Close(closing)) => return Box::pin(self.say_goodbye(closing)).await,
+                Some(Effect::Submit(submission)) => {
+                    self.submit(*submission);
+                    continue;
                 }
-                Some(effect) => match self.perform(effect).await {
+                Some(effect) => match Box::pin(self.perform(effect)).await {
                     Ok(Some(event)) => event,
                     Ok(None) => continue,
                     Err(error) => break error.to_string(),
@@ -243,10 +251,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
             }
             Effect::Admit(authenticate) => Ok(Some(Event::Admitted(self.admit(*authenticate).await))),
             Effect::FetchConfig => Ok(self.fetch_config().await),
-            Effect::Submit(submission) => {
-                self.submit(*submission);
-                Ok(None)
-            }
             Effect::Renew(csr) => Ok(Some(self.renew(csr).await)),
             Effect::ConfigStatus(status) => {
                 self.keep_config_status(*status).await;
@@ -260,7 +264,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
                 tracing::warn!(code = complaint.code, message = complaint.message, "the satellite complains");
                 Ok(None)
             }
-            Effect::Close(_) => Ok(None),
+            Effect::Submit(_) | Effect::Close(_) => Ok(None),
         }
     }
 
@@ -455,9 +459,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
         self.who.as_ref().map(|who| who.place.standing.clone())
     }
 
-    async fn say_goodbye(self, closing: Closing) {
+    async fn say_goodbye(self: Box<Self>, closing: Closing) {
         self.note_end(closing.reason());
-        let Self { socket, who, .. } = self;
+        let Self { socket, who, .. } = *self;
         drop(who); // the place is free for the next connection before the goodbye
         socket.close(closing).await;
     }

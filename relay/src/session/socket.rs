@@ -25,8 +25,8 @@ use super::handshake;
 use super::limits::Limits;
 use super::machine::Closing;
 
-/// A satellite's blocks are at most 7,000 bytes; this is allocated for each connection.
-const READ_BUFFER_BYTES: usize = 8 << 10;
+/// Allocated for each connection; grows to a block of 7,000 bytes where one comes.
+const READ_BUFFER_BYTES: usize = 4 << 10;
 const FRAGMENT_BYTES: usize = 16 << 10;
 /// A fragment, its header, and a pong that may stand in line.
 const WRITE_BUFFER_BYTES_MAX: usize = 4 * FRAGMENT_BYTES;
@@ -77,7 +77,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             .max_frame_size(Some(FRAME_BYTES_MAX));
         let metered = Metered { stream, unfinished: 0, unfinished_max: limits.unfinished_bytes_max };
         let accept = tokio_tungstenite::accept_hdr_async_with_config(metered, handshake::upgrade, Some(config));
-        let stream = timeout(limits.upgrade, Box::pin(accept)).await.map_err(|_| SocketError::Stuck)??;
+        let stream = timeout(limits.upgrade, accept).await.map_err(|_| SocketError::Stuck)??;
         Ok(Self { stream, limits })
     }
 
