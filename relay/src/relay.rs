@@ -337,3 +337,102 @@ impl CertificateKeeper {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use satellite_shared::clock::SystemClock;
+    use satellite_shared::id::{LeaseId, SatelliteId};
+
+    use super::*;
+    use crate::registry::NewLease;
+    use crate::web::visitor::Visitor;
+
+    const DEADLINE: Duration = Duration::from_secs(30);
+
+    fn settings() -> Settings {
+        let listen = "127.0.0.1:0".parse().unwrap();
+        Settings { web_listen: listen, satellites_listen: listen, ..Settings::default() }
+    }
+
+    async fn start(dir: &tempfile::TempDir, settings: &Settings) -> Result<Relay, StartError> {
+        Relay::start(settings, &DataDir::open(dir.path()).unwrap(), Arc::new(SystemClock)).await
+    }
+
+    async fn authority(relay: &Relay, dir: &tempfile::TempDir) -> Visitor {
+        let authority = Authority::load_or_create(&DataDir::open(dir.path()).unwrap(), 0).unwrap();
+        Visitor::new(relay.addresses().web, authority.ca_bundle())
+    }
+
+    #[tokio::test]
+    async fn a_relay_says_where_it_is_and_is_the_same_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let relay = start(&dir, &settings()).await.unwrap();
+        assert_eq!(Addresses::read(&DataDir::open(dir.path()).unwrap()).as_ref(), Some(relay.addresses()));
+        let (_, bundle) = authority(&relay, &dir).await.get(web::CA_PATH).await;
+        timeout(DEADLINE, relay.stop()).await.expect("it stops");
+
+        let relay = start(&dir, &settings()).await.unwrap();
+        let visitor = Visitor::new(relay.addresses().web, &bundle);
+        assert_eq!(visitor.get(web::HEALTH_PATH).await.0, 200);
+        timeout(DEADLINE, relay.stop()).await.expect("it stops");
+    }
+
+    #[tokio::test]
+    async fn a_second_relay_on_one_folder_is_refused_and_one_on_another_is_not() {
+        let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let first = start(&here, &settings()).await.unwrap();
+        let error = start(&here, &settings()).await.unwrap_err().to_string();
+        assert!(error.contains("another `satellite-relay serve` runs on this folder"), "{error}");
+        let second = start(&there, &settings()).await.unwrap();
+        let foreign =
+            Visitor::new(second.addresses().web, authority(&first, &here).await.get(web::CA_PATH).await.1.as_str());
+        assert!(foreign.connect("localhost").await.is_err(), "each has its own authority");
+        first.stop().await;
+        second.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_named_with_its_setting() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let taken = Settings { satellites_listen: socket.local_addr().unwrap(), ..settings() };
+        let error = start(&dir, &taken).await.unwrap_err().to_string();
+        assert!(error.starts_with("satellites_listen 127.0.0.1:"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_lease_for_a_new_name_works_while_the_relay_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let relay = start(&dir, &settings()).await.unwrap();
+        let visitor = authority(&relay, &dir).await;
+        assert!(visitor.connect("relay.example.org").await.is_err());
+        let lease = NewLease {
+            id: LeaseId::from_bits([1; 10]),
+            satellite: SatelliteId::from_bits([1; 10]),
+            name: "attic".into(),
+            token_sha256: String::new(),
+            relay_url: "https://relay.example.org:8443".into(),
+            now_ms: 0,
+            expires_at_ms: i64::MAX,
+            replace: false,
+        };
+        relay.registry.create_lease(&lease).await.unwrap();
+        let named = async {
+            while visitor.connect("relay.example.org").await.is_err() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(DEADLINE, named).await.expect("its certificate follows");
+        relay.stop().await;
+    }
+
+    #[test]
+    fn satellites_are_sent_where_the_settings_say_else_to_their_lease_s_host() {
+        let plain = settings();
+        let host = Settings { public_host: Some("2001:db8::1".into()), ..settings() };
+        let url = Settings { session_url: Some("wss://x:1".into()), ..host.clone() };
+        assert!(matches!(session_url(&plain, 7), SessionUrl::HostOfLease { port: 7 }));
+        assert!(matches!(session_url(&host, 7), SessionUrl::Fixed(url) if url == "wss://[2001:db8::1]:7"));
+        assert!(matches!(session_url(&url, 7), SessionUrl::Fixed(url) if url == "wss://x:1"));
+    }
+}
