@@ -536,6 +536,7 @@ mod tests {
         }
 
         /// Both ends talk until neither has anything to say; the server's end, or its error.
+        #[expect(clippy::unwrap_in_result, reason = "only what TLS refuses is an answer here")]
         fn shake(&self, client: &Arc<ClientConfig>) -> Result<ServerConnection, rustls::Error> {
             let mut client = ClientConnection::new(Arc::clone(client), ServerName::try_from("localhost").unwrap())?;
             let mut server = ServerConnection::new(Arc::clone(&self.server))?;

@@ -150,11 +150,11 @@ impl From<DataDirError> for Failure {
 
 impl From<RegistryError> for Failure {
     fn from(error: RegistryError) -> Self {
-        match error {
-            RegistryError::Files(error) => error.into(),
-            newer @ RegistryError::Newer { .. } => Self::unusable(newer),
-            other => Self { code: FAILED, error: other.into() },
+        if let RegistryError::Files(error) = error {
+            return error.into();
         }
+        let code = if matches!(error, RegistryError::Newer { .. }) { UNUSABLE } else { FAILED };
+        Self { code, error: error.into() }
     }
 }
 

@@ -86,8 +86,8 @@ impl Addresses {
     }
 
     fn write(&self, data_dir: &DataDir) -> Result<(), DataDirError> {
-        let text = serde_json::to_string_pretty(self).expect("addresses serialise");
-        data_dir.replace(ADDRESSES_FILE, &format!("{text}\n"))
+        let text = serde_json::json!(self);
+        data_dir.replace(ADDRESSES_FILE, &format!("{text:#}\n"))
     }
 }
 
@@ -358,7 +358,7 @@ mod tests {
         Relay::start(settings, &DataDir::open(dir.path()).unwrap(), Arc::new(SystemClock)).await
     }
 
-    async fn authority(relay: &Relay, dir: &tempfile::TempDir) -> Visitor {
+    fn visitor(relay: &Relay, dir: &tempfile::TempDir) -> Visitor {
         let authority = Authority::load_or_create(&DataDir::open(dir.path()).unwrap(), 0).unwrap();
         Visitor::new(relay.addresses().web, authority.ca_bundle())
     }
@@ -368,7 +368,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let relay = start(&dir, &settings()).await.unwrap();
         assert_eq!(Addresses::read(&DataDir::open(dir.path()).unwrap()).as_ref(), Some(relay.addresses()));
-        let (_, bundle) = authority(&relay, &dir).await.get(web::CA_PATH).await;
+        let (_, bundle) = visitor(&relay, &dir).get(web::CA_PATH).await;
         timeout(DEADLINE, relay.stop()).await.expect("it stops");
 
         let relay = start(&dir, &settings()).await.unwrap();
@@ -384,8 +384,7 @@ mod tests {
         let error = start(&here, &settings()).await.unwrap_err().to_string();
         assert!(error.contains("another `satellite-relay serve` runs on this folder"), "{error}");
         let second = start(&there, &settings()).await.unwrap();
-        let foreign =
-            Visitor::new(second.addresses().web, authority(&first, &here).await.get(web::CA_PATH).await.1.as_str());
+        let foreign = Visitor::new(second.addresses().web, visitor(&first, &here).get(web::CA_PATH).await.1.as_str());
         assert!(foreign.connect("localhost").await.is_err(), "each has its own authority");
         first.stop().await;
         second.stop().await;
@@ -404,7 +403,7 @@ mod tests {
     async fn a_lease_for_a_new_name_works_while_the_relay_runs() {
         let dir = tempfile::tempdir().unwrap();
         let relay = start(&dir, &settings()).await.unwrap();
-        let visitor = authority(&relay, &dir).await;
+        let visitor = visitor(&relay, &dir);
         assert!(visitor.connect("relay.example.org").await.is_err());
         let lease = NewLease {
             id: LeaseId::from_bits([1; 10]),

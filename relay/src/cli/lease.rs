@@ -53,7 +53,7 @@ pub(crate) struct Create {
     /// How long the lease lasts, 10m to 24h
     #[arg(long, value_parser = parse_ttl, default_value = "1h")]
     ttl: Duration,
-    /// The relay's web door as the satellite sees it, such as https://relay.example.org:8443
+    /// The relay's web door as the satellite sees it, such as <https://relay.example.org:8443>
     #[arg(long, value_name = "URL", value_parser = parse_relay)]
     relay: Option<String>,
     /// Give the enrolled satellite of this name a new identity; the old one ends when this lease is used

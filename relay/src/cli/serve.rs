@@ -22,11 +22,9 @@ const WORKERS: usize = 2;
 With no settings everything is embedded: authority, registry and records lie in the data directory. The addresses of both
 doors stand in addresses.json there.")]
 pub(crate) struct Serve {
-    /// Where to listen for enrolment and the web [default: [::]:8443]
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", help = "Where to listen for enrolment and the web [default: [::]:8443]")]
     web_listen: Option<SocketAddr>,
-    /// Where to listen for satellites [default: [::]:8444]
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", help = "Where to listen for satellites [default: [::]:8444]")]
     satellites_listen: Option<SocketAddr>,
 }
 
