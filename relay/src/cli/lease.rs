@@ -50,7 +50,7 @@ pub(crate) struct Create {
     /// What to call the satellite
     #[arg(long, value_parser = parse_name)]
     name: String,
-    /// How long the lease lasts, 10m to 24h
+    /// How long the lease lasts, 1s to 24h
     #[arg(long, value_parser = parse_ttl, default_value = "1h")]
     ttl: Duration,
     /// The relay's web door as the satellite sees it, such as <https://relay.example.org:8443>
