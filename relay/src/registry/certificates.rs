@@ -1,7 +1,9 @@
 //! The client certificates that were issued, and which of them are in force.
 //!
 //! A new one is *pending* until its holder uses it; then it is *current*, and the one before stays good for an overlap:
-//! a crash between issuing and keeping leaves the old one valid, and a copy of the old one soon is not.
+//! a crash between issuing and keeping leaves the old one valid, and a copy of the old one soon is not. Several may be
+//! pending: a session that lasts for months gets one after the other and uses none, and the last may be lost on its
+//! way.
 
 use satellite_shared::id::SatelliteId;
 use sqlx::any::AnyRow;
@@ -15,6 +17,9 @@ pub const OVERLAP_MS: i64 = 10 * 60 * 1000;
 
 /// More than this an hour is a satellite that has lost its mind.
 const ISSUED_PER_HOUR_MAX: i64 = 240;
+
+/// Certificates that may be pending at once; the oldest end first.
+const PENDING_MAX: i64 = 16;
 
 /// What an issued certificate is to its satellite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,7 +181,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Keeps a certificate that was issued to a satellite that has one; replaces what is pending. Gives its generation.
+    /// Keeps a certificate that was issued to a satellite that has one. Gives its generation.
     ///
     /// # Errors
     /// When the satellite is revoked or unknown or has had too many, and when the database does not answer.
@@ -202,11 +207,15 @@ impl Registry {
             .bind(now_ms.saturating_sub(3_600_000))
             .execute(&mut *transaction)
             .await?;
-        sqlx::query("UPDATE certificates SET state = 'revoked' WHERE satellite = $1 AND state = 'pending'")
-            .bind(satellite.as_str())
-            .execute(&mut *transaction)
-            .await?;
         let generation = insert(&mut transaction, satellite, certificate, now_ms).await?;
+        sqlx::query(
+            "UPDATE certificates SET state = 'revoked' \
+             WHERE satellite = $1 AND state = 'pending' AND generation <= $2",
+        )
+        .bind(satellite.as_str())
+        .bind(signed("generation", generation)?.saturating_sub(PENDING_MAX))
+        .execute(&mut *transaction)
+        .await?;
         transaction.commit().await?;
         Ok(generation)
     }
