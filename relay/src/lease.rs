@@ -44,7 +44,7 @@ pub enum LeaseRefusal {
     )]
     Used,
     /// Its time is up.
-    #[error("this lease has ended before it was used: make a new one on the relay (`--ttl 24h` is the longest)")]
+    #[error("this lease expired before it was used: make a new one on the relay (`--ttl 24h` is the longest)")]
     Expired,
     /// Revoked by an administrator, replaced by a newer one, or burnt by wrong tokens.
     #[error(
