@@ -158,6 +158,9 @@ pub enum Refusal {
         /// The port.
         port: u16,
     },
+    /// This host, pinged, where it has no exporters of its own.
+    #[error("{0} is this host: ping opens when `loopback_ports` in policy.toml lists any port")]
+    LoopbackPing(IpAddr),
     /// In none of the networks.
     #[error("{0} is in no network of policy.toml: add \"{0}/{bits}\" to `networks`", bits = if .0.is_ipv4() { 32 } else { 128 })]
     Network(IpAddr),
@@ -276,8 +279,12 @@ impl Policy {
         }
         let has_port = protocol != Protocol::Ping;
         if to.is_loopback() {
-            let listed = if has_port { self.loopback_ports.contains(&port) } else { !self.loopback_ports.is_empty() };
-            return if listed { Ok(()) } else { Err(Refusal::Loopback { ip, port }) };
+            let (listed, refusal) = if has_port {
+                (self.loopback_ports.contains(&port), Refusal::Loopback { ip, port })
+            } else {
+                (!self.loopback_ports.is_empty(), Refusal::LoopbackPing(ip))
+            };
+            return if listed { Ok(()) } else { Err(refusal) };
         }
         if !self.networks.iter().any(|network| network.contains(to)) {
             return Err(Refusal::Network(ip));
@@ -465,7 +472,9 @@ mod tests {
         assert!(permits(policy, "::ffff:127.0.0.1", 9100));
         assert!(!permits(policy, "127.0.0.1", 9101) && !permits(policy, "0.0.0.0", 9100));
         let ping = |text: &str| Policy::parse(text).unwrap().permits(Protocol::Ping, [127, 0, 0, 1].into(), 0);
-        assert!(ping(policy).is_ok() && ping("").is_err());
+        assert_eq!(ping(policy), Ok(()));
+        let said = ping("").unwrap_err().to_string();
+        assert_eq!(said, "127.0.0.1 is this host: ping opens when `loopback_ports` in policy.toml lists any port");
     }
 
     #[test]
