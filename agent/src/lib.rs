@@ -22,6 +22,8 @@ pub mod policy;
 
 pub mod settings;
 
+pub mod kernel_clock;
+
 pub mod local;
 
 pub mod satellite;

@@ -15,6 +15,7 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::cli::say;
 use crate::credential::keystore::{Identity, Keystore};
 use crate::credential::verification_time::VerificationTime;
+use crate::kernel_clock;
 use crate::policy::Policy;
 use crate::settings::Settings;
 use crate::uplink::dial::{Dial, Meter};
@@ -126,10 +127,17 @@ fn time_sync() -> Finding {
             "before 2026: set it, or let systemd-timesyncd do so (timedatectl set-ntp true)",
         );
     }
-    if std::path::Path::new("/run/systemd/timesync/synchronized").exists() {
-        return Finding::ok("clock", "synchronised by systemd-timesyncd");
+    match kernel_clock::read() {
+        Some(clock) if clock.is_synchronised() => Finding::ok("clock", "synchronised, the kernel says"),
+        Some(_) => Finding::warning(
+            "clock",
+            "not synchronised, the kernel says: timedatectl set-ntp true; with chrony, write rtcsync in chrony.conf",
+        ),
+        None => Finding::warning(
+            "clock",
+            "the kernel does not say here whether it is synchronised: see that the host of this container keeps it right",
+        ),
     }
-    Finding::warning("clock", "no sign of systemd-timesyncd: make sure that chrony or ntpd keeps it right")
 }
 
 fn certificate(identity: &Identity) -> Finding {

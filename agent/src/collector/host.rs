@@ -10,7 +10,6 @@
 //! | left out | why |
 //! | --- | --- |
 //! | `go_*`, `process_*`, `promhttp_*`, `node_exporter_build_info`, `node_scrape_collector_*` | about the exporter, not about the machine; the satellite's own health is its `status` |
-//! | `node_timex_*` | `adjtimex(2)` has no safe wrapper and no file; `node_time_*` tells the clock and its source |
 //! | textfile (`node_textfile_*`) | its input is files that scripts leave: a list of series nobody configured |
 //! | systemd | needs D-Bus; units are services, not the machine |
 //! | `node_btrfs_device_unused_bytes`, `node_btrfs_device_errors_total` | an ioctl on the mounted file system, without a safe wrapper; the rest of btrfs is here |
@@ -60,6 +59,7 @@ mod softnet;
 mod stat;
 mod thermal_zone;
 mod time;
+mod timex;
 mod udp_queues;
 mod uname;
 mod vmstat;
@@ -211,6 +211,9 @@ static PARTS: &[Part] = &[
         || Box::new(Plain(thermal_zone::read)),
     ),
     here("time", PROC, || Box::new(Plain(time::read))),
+    here("timex", "it needs adjtimex(2): the unit's `ProtectClock=` or a container refuses it", || {
+        Box::new(Plain(timex::read))
+    }),
     here("udp_queues", "it needs a kernel with IPv4", || Box::new(Plain(udp_queues::read))),
     here("uname", PROC, || Box::new(Plain(uname::read))),
     here("vmstat", PROC, || Box::new(vmstat::Vmstat::default())),
