@@ -17,6 +17,7 @@ pub mod run;
 
 pub mod status;
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -137,16 +138,14 @@ pub(crate) fn say(text: &str) {
 pub(crate) async fn ask(settings: &Settings, request: &crate::local::Request) -> anyhow::Result<serde_json::Value> {
     let answer = crate::local::ask(&settings.run_dir, request).await.map_err(|error| {
         let socket = settings.run_dir.join(crate::local::SOCKET);
-        match error.kind() {
-            std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => anyhow::anyhow!(
-                "no satellite runs here ({} does not answer): start it with `systemctl start satellite`",
-                socket.display()
-            ),
-            std::io::ErrorKind::PermissionDenied => {
-                anyhow::anyhow!("{}: not allowed: use sudo, or join the group `satellite`", socket.display())
-            }
-            _ => anyhow::anyhow!("{}: {error}", socket.display()),
+        let path = socket.display();
+        if [ErrorKind::NotFound, ErrorKind::ConnectionRefused].contains(&error.kind()) {
+            return anyhow::anyhow!("no satellite runs here ({path} does not answer): `systemctl start satellite`");
         }
+        if error.kind() == ErrorKind::PermissionDenied {
+            return anyhow::anyhow!("{path}: not allowed: use sudo, or join the group `satellite`");
+        }
+        anyhow::anyhow!("{path}: {error}")
     })?;
     match answer.get("error").and_then(serde_json::Value::as_str) {
         Some(error) => Err(anyhow::anyhow!("{error}")),

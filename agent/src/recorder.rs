@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use crate::buffer::{Buffer, Commit, CommitError, Committed, Loss, Opened};
 use crate::collector::Readings;
 use crate::ledger::{Ledger, Missed};
+use crate::scheduler::Order;
 use frames::FrameWriter;
 use notes::{Notes, UnderWay};
 use series_table::{SeriesTable, Unnumbered};
@@ -113,6 +114,9 @@ pub struct Recorder {
     under_way: BTreeMap<u64, UnderWay>,
     through_ms: i64,
     dirty: bool,
+    orders: mpsc::Sender<Order>,
+    /// When this run began, while the notes of the run before have not been seen.
+    notes_missing_since_ms: Option<i64>,
     quality: (ClockQuality, Option<Instant>),
 }
 
@@ -134,6 +138,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// How often to commit.
     pub commit_every: Duration,
+    /// To the scheduler, for a stop that is found only when the disk works again.
+    pub orders: mpsc::Sender<Order>,
 }
 
 /// The samples of one poll, their series numbered and ascending.
@@ -152,6 +158,7 @@ impl Recorder {
         let now = parts.clock.now();
         let mut ledger = Ledger::default();
         let until_ms = parts.notes.as_ref().map(|notes| notes.until_ms);
+        let notes_missing_since_ms = parts.notes.is_none().then_some(now.wall_ms);
         if let Some(notes) = parts.notes {
             ledger.reopen(notes.open);
             for poll in notes.under_way {
@@ -174,6 +181,8 @@ impl Recorder {
             under_way: BTreeMap::new(),
             through_ms: until_ms.unwrap_or(now.wall_ms),
             dirty: true,
+            orders: parts.orders,
+            notes_missing_since_ms,
             quality: (ClockQuality::Unknown, None),
         }
     }
@@ -317,13 +326,16 @@ impl Recorder {
             match self.commit(commit.clone()).await {
                 Ok(committed) => {
                     self.losses = committed.losses;
+                    self.take_late_notes().await;
                     self.state.send_modify(|state| {
                         state.pending = self.pending_samples;
                         state.degraded = None;
                     });
                     return Ok(Instant::now() + self.commit_every);
                 }
-                Err(error @ (CommitError::Refused { .. } | CommitError::Closed)) => return Err(error),
+                Err(error @ (CommitError::Refused { .. } | CommitError::Damaged { .. } | CommitError::Closed)) => {
+                    return Err(error);
+                }
                 Err(error) => {
                     if attempt == 1 {
                         tracing::error!(%error, "records can't be committed; polling goes on, trying again");
@@ -336,6 +348,21 @@ impl Recorder {
             }
             self.wait_for_retry(last).await;
         }
+    }
+
+    /// A disk that was full at the start hides what the run before left; it is explained when the disk works again.
+    async fn take_late_notes(&mut self) {
+        let Some(started_ms) = self.notes_missing_since_ms.take() else { return };
+        let Some(notes) = self.buffer.late_notes().await.as_deref().and_then(Notes::read) else { return };
+        self.ledger.reopen(notes.open);
+        for poll in notes.under_way {
+            self.miss(poll.stopped("satellite stopped during the poll"));
+        }
+        let stopped = Order::Stopped { since_ms: notes.until_ms, until_ms: started_ms };
+        if self.orders.try_send(stopped).is_err() {
+            tracing::error!("the scheduler is busy: what was due before this start stays unexplained");
+        }
+        self.dirty = true;
     }
 
     /// Keeps taking steps while a commit waits, so that polling never stops.
@@ -423,10 +450,10 @@ fn rectangles(polls: VecDeque<Polled>) -> Vec<Group> {
 }
 
 fn gap_of_loss(loss: &Loss) -> Gap {
-    let detail = match loss.reason {
-        Reason::Evicted => "the buffer was over a bound and its oldest blocks went",
-        Reason::Corrupt => "the buffer was damaged and these blocks could not be read back",
-        other => other.as_str(),
+    let detail = if loss.reason == Reason::Evicted {
+        "the buffer was over a bound and its oldest blocks went"
+    } else {
+        "the buffer was damaged and these blocks could not be read back"
     };
     Gap {
         device: None,

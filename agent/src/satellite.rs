@@ -128,6 +128,7 @@ impl Satellite {
             notes,
             clock: self.clock.clone(),
             commit_every: self.settings.buffer.commit_every,
+            orders: orders.clone(),
         });
         let configurator = Configurator::new(config::Parts {
             configs,

@@ -74,6 +74,13 @@ pub enum Order {
         /// At start: until when slots were accounted for before the satellite stopped.
         stopped_since_ms: Option<i64>,
     },
+    /// The satellite did not run between these times: found only now.
+    Stopped {
+        /// Until when slots were accounted for.
+        since_ms: i64,
+        /// When this run began.
+        until_ms: i64,
+    },
     /// How many samples each metric gave last.
     Expected(oneshot::Sender<Vec<(DeviceName, String, u64)>>),
     /// How the devices are.
@@ -217,6 +224,10 @@ impl Scheduler {
             Order::Devices(answer) => {
                 let states = self.lines.values().map(Line::state).collect();
                 drop(answer.send(states));
+            }
+            Order::Stopped { since_ms, until_ms } => {
+                let missed = self.lines.values().flat_map(|line| line.stopped(since_ms, until_ms)).collect();
+                self.tell(self.now_ms(), What::Missed(missed)).await;
             }
             Order::Expected(answer) => {
                 let of_line = |(name, line): (&DeviceName, &Line)| {

@@ -40,10 +40,7 @@ fn line(sample: &Value) -> String {
         .map(|labels| labels.iter().map(|(label, value)| format!("{label}={value}")).collect())
         .unwrap_or_default();
     let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
-    let value = match &sample["value"] {
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
+    let value = sample["value"].as_str().map_or_else(|| sample["value"].to_string(), str::to_owned);
     match sample["unit"].as_str() {
         Some(unit) if !unit.is_empty() => format!("{name}{labels} {value}  # {unit}"),
         Some(_) | None => format!("{name}{labels} {value}"),
