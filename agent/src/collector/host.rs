@@ -2,7 +2,7 @@
 //!
 //! One part a file, one list of all ([`PARTS`]); each part is a metric with a schedule and gaps of its own. Files are
 //! read below [`Context::root`]. What only reads memory of the kernel is read at once; what may wait for hardware or
-//! for a file server is read [aside], so that a sensor or a mount that hangs costs itself only.
+//! for a file server is read by `aside`, so that a sensor or a mount that hangs costs itself only.
 //!
 //! A part that this machine does not have gives nothing and is no failure, unless the configuration lists it.
 //! The names are those of node_exporter 1.5. What is left out of its default output, and why:
