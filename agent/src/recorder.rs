@@ -24,6 +24,7 @@ use tokio::time::Instant;
 
 use crate::buffer::{Buffer, Commit, CommitError, Committed, Loss, Opened};
 use crate::collector::Readings;
+use crate::kernel_clock;
 use crate::ledger::{Ledger, Missed};
 use crate::scheduler::Order;
 use frames::FrameWriter;
@@ -38,8 +39,6 @@ const COMMIT_SAMPLES: usize = 20_000;
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// How often the kernel is asked whether the clock is synchronised.
 const QUALITY_EVERY: Duration = Duration::from_secs(64);
-/// Tells that systemd-timesyncd has set the clock.
-const TIMESYNC_MARK: &str = "run/systemd/timesync/synchronized";
 
 /// What the scheduler says, in order.
 #[derive(Debug)]
@@ -420,8 +419,11 @@ impl Recorder {
     fn quality(&mut self) -> ClockQuality {
         let now = Instant::now();
         if self.quality.1.is_none_or(|asked| now.duration_since(asked) >= QUALITY_EVERY) {
-            let synchronised = std::path::Path::new("/").join(TIMESYNC_MARK).exists();
-            let quality = if synchronised { ClockQuality::Synchronised } else { ClockQuality::Unknown };
+            let quality = match kernel_clock::read() {
+                Some(clock) if clock.is_synchronised() => ClockQuality::Synchronised,
+                Some(_) => ClockQuality::Unsynchronised,
+                None => ClockQuality::Unknown,
+            };
             self.quality = (quality, Some(now));
         }
         self.quality.0
