@@ -113,7 +113,8 @@ pub struct Commit {
 /// What a commit gives back once it is durable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Committed {
-    /// All losses that no commit has explained yet, in the order in which to explain them.
+    /// All losses that no commit has explained yet, in the order in which to explain them. Until then they grow
+    /// together: what a later commit evicts joins them.
     pub losses: Vec<Loss>,
     /// Whether the buffer is over a bound of the disk, so that it gives up old blocks faster than it takes new ones.
     pub degraded: bool,

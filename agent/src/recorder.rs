@@ -37,6 +37,10 @@ const PENDING_SAMPLES_MAX: usize = 200_000;
 const COMMIT_SAMPLES: usize = 20_000;
 /// How long a failed commit waits before it is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// How long no more may be lost before it is explained.
+const LOSS_QUIET: Duration = Duration::from_secs(5);
+/// And how long that may take: a buffer that is always over a bound explains all the same.
+const LOSS_WAIT_MAX: Duration = Duration::from_secs(600);
 /// How often the kernel is asked whether the clock is synchronised.
 const QUALITY_EVERY: Duration = Duration::from_secs(64);
 
@@ -108,6 +112,8 @@ pub struct Recorder {
     table: SeriesTable,
     ledger: Ledger,
     losses: Vec<Loss>,
+    /// When the first of the losses came, and when they last grew; unset for those found at the start.
+    losses_since: Option<(Instant, Instant)>,
     pending: VecDeque<Polled>,
     pending_samples: usize,
     under_way: BTreeMap<u64, UnderWay>,
@@ -175,6 +181,7 @@ impl Recorder {
             table: SeriesTable::default(),
             ledger,
             losses: parts.opened.losses,
+            losses_since: None,
             pending: VecDeque::new(),
             pending_samples: 0,
             under_way: BTreeMap::new(),
@@ -193,7 +200,7 @@ impl Recorder {
     pub async fn run(mut self) -> Result<(), CommitError> {
         let mut next = Instant::now() + self.commit_every;
         loop {
-            let wake = self.dirty || !self.ledger.is_quiet();
+            let wake = self.dirty || !self.ledger.is_quiet() || !self.losses.is_empty();
             tokio::select! {
                 step = self.steps.recv() => match step {
                     Some(step) => self.on_step(step),
@@ -315,7 +322,8 @@ impl Recorder {
 
     /// Commits what there is; says when to do so next. The last commit takes the open gaps too.
     async fn on_commit_time(&mut self, last: bool) -> Result<Instant, CommitError> {
-        if !self.dirty && !self.ledger.has_ripe(self.clock.now().wall_ms) {
+        let losses_due = !self.losses.is_empty() && self.losses_ripe();
+        if !self.dirty && !losses_due && !self.ledger.has_ripe(self.clock.now().wall_ms) {
             return Ok(Instant::now() + self.commit_every);
         }
         let commit = self.group(last);
@@ -324,7 +332,7 @@ impl Recorder {
             attempt += 1;
             match self.commit(commit.clone()).await {
                 Ok(committed) => {
-                    self.losses = committed.losses;
+                    self.take_losses(committed.losses);
                     self.take_late_notes().await;
                     self.state.send_modify(|state| {
                         state.pending = self.pending_samples;
@@ -347,6 +355,23 @@ impl Recorder {
             }
             self.wait_for_retry(last).await;
         }
+    }
+
+    /// Losses are explained once no more come, as one gap each: while blocks are evicted at the one end, every gap
+    /// written at the other would be evicted in turn.
+    fn take_losses(&mut self, losses: Vec<Loss>) {
+        let now = Instant::now();
+        if losses.is_empty() {
+            self.losses_since = None;
+        } else if losses != self.losses || self.losses_since.is_none() {
+            let first = self.losses_since.map_or(now, |(first, _)| first);
+            self.losses_since = Some((first, now));
+        }
+        self.losses = losses;
+    }
+
+    fn losses_ripe(&self) -> bool {
+        self.losses_since.is_none_or(|(first, last)| last.elapsed() >= LOSS_QUIET || first.elapsed() >= LOSS_WAIT_MAX)
     }
 
     /// A disk that was full at the start hides what the run before left; it is explained when the disk works again.
@@ -400,8 +425,13 @@ impl Recorder {
         self.pending_samples = 0;
         let mut blocks = self.writer.samples(groups, made, quality);
 
-        let losses_explained = self.losses.len();
-        let mut gaps: Vec<Gap> = std::mem::take(&mut self.losses).iter().map(gap_of_loss).collect();
+        let mut ripe = Vec::new();
+        if self.losses_ripe() {
+            ripe = std::mem::take(&mut self.losses);
+            self.losses_since = None;
+        }
+        let losses_explained = ripe.len();
+        let mut gaps: Vec<Gap> = ripe.iter().map(gap_of_loss).collect();
         for gap in &gaps {
             self.ledger.remember(gap.clone());
         }

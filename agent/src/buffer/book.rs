@@ -9,7 +9,7 @@ use satellite_shared::wire::block::{self, Header};
 use serde::{Deserialize, Serialize};
 
 use super::block_store::{self, BlockStore, Changes, HEAD_KEY, StoreError};
-use super::{Loss, Place, meta};
+use super::{Loss, Place, eviction, meta};
 
 /// A piece of the recorder's notes: only pieces that changed are written.
 const NOTES_PIECE_BYTES: usize = 2_048;
@@ -228,12 +228,19 @@ impl Book {
         self.put_head(changes);
     }
 
-    /// Takes in a loss and writes it.
-    pub(super) fn put_loss(&mut self, loss: Loss, changes: &mut Changes) {
+    /// Takes in a loss and writes it, with those that it continues as one. The one has a number of its own, so that a
+    /// commit that is undone leaves the others as they were.
+    pub(super) fn put_loss(&mut self, mut loss: Loss, changes: &mut Changes) {
+        while let Some(ordinal) = self.losses.iter().find(|(_, other)| eviction::joins(other, &loss)).map(|(n, _)| *n) {
+            let Some(other) = self.losses.remove(&ordinal) else { break };
+            changes.remove(block_store::loss_key(ordinal));
+            loss = eviction::joined(&other, &loss);
+        }
         let ordinal = self.head.loss_next;
         self.head.loss_next += 1;
         self.put_small(&block_store::loss_key(ordinal), &loss, changes);
         self.losses.insert(ordinal, loss);
+        self.head.loss_first = self.losses.keys().next().copied().unwrap_or(self.head.loss_next);
     }
 
     /// Writes a small value of this commit.

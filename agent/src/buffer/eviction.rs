@@ -47,10 +47,13 @@ impl Pressure {
 
 /// Losses of one commit: what is consecutive in one epoch is one.
 #[derive(Debug, Default)]
-pub(super) struct Tally(Vec<Loss>);
+pub(super) struct Tally {
+    losses: Vec<Loss>,
+    count: u64,
+}
 
 impl Tally {
-    /// Takes in a block that goes; `count` is what it accounted for.
+    /// Takes in a block that goes; `count` is what it was the first to account for.
     pub(super) fn add(&mut self, header: &Header, count: u64, reason: Reason) {
         let made_ms = header.made.wall_ms;
         let lost = Lost {
@@ -59,30 +62,48 @@ impl Tally {
             last_seq: header.last_seq(),
             due_through: header.due_through(),
         };
-        match self.0.last_mut() {
-            Some(last)
-                if last.reason == reason
-                    && last.lost.epoch == lost.epoch
-                    && last.lost.last_seq.saturating_add(1) == lost.first_seq =>
-            {
-                last.lost.last_seq = lost.last_seq;
-                last.lost.due_through = last.lost.due_through.max(lost.due_through);
-                last.count = last.count.saturating_add(count);
-                last.from_ms = last.from_ms.min(made_ms);
-                last.to_ms = last.to_ms.max(made_ms);
-            }
-            Some(_) | None => self.0.push(Loss { lost, count, from_ms: made_ms, to_ms: made_ms, reason }),
+        self.count = self.count.saturating_add(count);
+        self.carry(Loss { lost, count, from_ms: made_ms, to_ms: made_ms, reason });
+    }
+
+    /// Takes in a loss whose explanation goes before it arrived: it must be explained again.
+    pub(super) fn carry(&mut self, loss: Loss) {
+        match self.losses.iter_mut().find(|other| joins(other, &loss)) {
+            Some(other) => *other = joined(other, &loss),
+            None => self.losses.push(loss),
         }
     }
 
     /// Samples that went.
     pub(super) fn count(&self) -> u64 {
-        self.0.iter().map(|loss| loss.count).fold(0, u64::saturating_add)
+        self.count
     }
 
-    /// The losses, oldest first.
+    /// The losses.
     pub(super) fn into_losses(self) -> Vec<Loss> {
-        self.0
+        self.losses
+    }
+}
+
+/// Whether two losses are consecutive, so that one gap can explain both.
+pub(super) fn joins(a: &Loss, b: &Loss) -> bool {
+    let follows = |x: &Lost, y: &Lost| x.last_seq.saturating_add(1) == y.first_seq;
+    a.reason == b.reason && a.lost.epoch == b.lost.epoch && (follows(&a.lost, &b.lost) || follows(&b.lost, &a.lost))
+}
+
+/// Both as one.
+pub(super) fn joined(a: &Loss, b: &Loss) -> Loss {
+    Loss {
+        lost: Lost {
+            epoch: a.lost.epoch,
+            first_seq: a.lost.first_seq.min(b.lost.first_seq),
+            last_seq: a.lost.last_seq.max(b.lost.last_seq),
+            due_through: a.lost.due_through.max(b.lost.due_through),
+        },
+        count: a.count.saturating_add(b.count),
+        from_ms: a.from_ms.min(b.from_ms),
+        to_ms: a.to_ms.max(b.to_ms),
+        reason: a.reason,
     }
 }
 

@@ -24,7 +24,7 @@ use super::directory::Directory;
 use super::eviction::{Pressure, Tally};
 use super::mark::{HeldSpan, Mark};
 use super::{
-    BufferSettings, BufferState, Commit, CommitError, Committed, Health, HeldStream, OpenError, Opened, Place,
+    BufferSettings, BufferState, Commit, CommitError, Committed, Health, HeldStream, Loss, OpenError, Opened, Place,
     ReadError, StoredBlock,
 };
 
@@ -547,7 +547,7 @@ fn evict(
             break;
         }
         freed += frame.len() as u64;
-        tally.add(&header, accounted(decoder, &header, &frame), Reason::Evicted);
+        take_leave(&mut tally, decoder, &header, &frame);
         changes.remove(block_store::block_key(place));
         if let Some(held) = next.openings.get_mut(&place.opening) {
             held.subtract(&header, frame.len());
@@ -556,14 +556,19 @@ fn evict(
     Ok(tally)
 }
 
-/// How many due samples go unexplained with a block: a gap block takes its explanations along.
-fn accounted(decoder: &mut Decoder, header: &Header, frame: &[u8]) -> u64 {
-    match header.kind {
-        FrameKind::Samples | FrameKind::Series => header.due,
+/// Books a block that goes. Gaps in it that explain an earlier loss have not arrived: that loss is pending again.
+fn take_leave(tally: &mut Tally, decoder: &mut Decoder, header: &Header, frame: &[u8]) {
+    let gaps = match header.kind {
+        FrameKind::Samples | FrameKind::Series => Vec::new(),
         FrameKind::Gaps => match decoder.decode(frame) {
-            Ok((_, Body::Gaps(gaps))) => gaps.iter().map(|gap| gap.count).fold(0, u64::saturating_add),
-            Ok(_) | Err(_) => header.due,
+            Ok((_, Body::Gaps(gaps))) => gaps,
+            Ok(_) | Err(_) => Vec::new(),
         },
+    };
+    tally.add(header, header.due, Reason::Evicted);
+    for gap in gaps {
+        let Some(lost) = gap.lost else { continue };
+        tally.carry(Loss { lost, count: gap.count, from_ms: gap.from_ms, to_ms: gap.to_ms, reason: gap.reason });
     }
 }
 

@@ -252,19 +252,37 @@ async fn what_is_evicted_stays_a_loss_until_it_is_explained() {
     buffer.commit(blocks(vec![writer.samples(300)])).await.unwrap();
     writer.clock.advance(1_000);
     let committed = buffer.commit(blocks(vec![writer.samples(300)])).await.unwrap();
-    let [loss] = committed.losses.as_slice() else { panic!("one loss: {committed:?}") };
+    let [loss, again] = committed.losses.as_slice() else { panic!("two losses: {committed:?}") };
     assert_eq!(loss.lost, Lost { epoch: opened.epoch, first_seq: 1, last_seq: 302, due_through: 340 });
-    assert_eq!((loss.count, loss.from_ms, loss.to_ms, loss.reason), (349, NOW_MS, NOW_MS, Reason::Evicted));
-    assert_eq!(buffer.state().borrow().evicted_total, 349);
+    assert_eq!((loss.count, loss.from_ms, loss.to_ms, loss.reason), (340, NOW_MS, NOW_MS, Reason::Evicted));
+    assert_eq!((again.lost, again.count, again.reason), (elsewhere, 9, Reason::Timeout), "its gap went unsent");
+    assert_eq!(buffer.state().borrow().evicted_total, 340);
     buffer.close();
 
     let (buffer, opened, mut writer) = open(root.path(), 5_000);
     assert_eq!(opened.losses, committed.losses, "still unexplained");
-    let commit = Commit { losses_explained: 1, ..blocks(vec![writer.gap(349, Some(loss.lost))]) };
+    let explained = vec![writer.gap(340, Some(loss.lost)), writer.gap(9, Some(again.lost))];
+    let commit = Commit { losses_explained: 2, ..blocks(explained) };
     assert_eq!(buffer.commit(commit).await.unwrap().losses, []);
     buffer.close();
     let (buffer, opened, _) = open(root.path(), 5_000);
     assert_eq!(opened.losses, []);
+    buffer.close();
+}
+
+#[tokio::test]
+async fn losses_that_continue_each_other_grow_into_one_until_they_are_explained() {
+    let root = tempfile::tempdir().unwrap();
+    let (buffer, opened, mut writer) = open(root.path(), 5_000);
+    for _ in 0..40 {
+        buffer.commit(blocks(vec![writer.samples(100)])).await.unwrap();
+    }
+    let committed = buffer.commit(Commit::default()).await.unwrap();
+    let [loss] = committed.losses.as_slice() else { panic!("one loss of {}", committed.losses.len()) };
+    assert_eq!((loss.lost.epoch, loss.lost.first_seq, loss.count), (opened.epoch, 1, loss.lost.last_seq));
+    buffer.close();
+    let (buffer, opened, _) = open(root.path(), 5_000);
+    assert_eq!(opened.losses, committed.losses);
     buffer.close();
 }
 
