@@ -88,7 +88,7 @@ impl Relay {
     fn write_settings(&self) -> Result<()> {
         // What the test adds comes first: it may be top-level keys, tables stand at its end.
         let settings = format!(
-            "web_listen = \"127.0.0.1:0\"\nsatellites_listen = \"127.0.0.1:0\"\nweb_url = \"https://localhost:{}\"\n\
+            "log = \"debug\"\nweb_listen = \"127.0.0.1:0\"\nsatellites_listen = \"127.0.0.1:0\"\nweb_url = \"https://localhost:{}\"\n\
              session_url = \"wss://localhost:{}\"\n{}\n",
             self.web.port(),
             self.session.port(),
