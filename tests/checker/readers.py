@@ -35,10 +35,11 @@ def with_pyarrow():
 
 
 def with_duckdb():
-    rows = duckdb.sql(f"SELECT count(*), count(DISTINCT epoch) FROM read_parquet('{samples}', hive_partitioning = true)").fetchone()
-    values = duckdb.sql(f"SELECT value FROM read_parquet('{samples}')").fetchall()
-    devices = duckdb.sql(f"SELECT DISTINCT device FROM read_parquet('{samples}') ORDER BY 1").fetchall()
-    modes = duckdb.sql(
+    ask = duckdb.connect().execute
+    rows = ask(f"SELECT count(*), count(DISTINCT epoch) FROM read_parquet('{samples}', hive_partitioning = true)").fetchall()[0]
+    values = ask(f"SELECT value FROM read_parquet('{samples}')").fetchall()
+    devices = ask(f"SELECT DISTINCT device FROM read_parquet('{samples}') ORDER BY 1").fetchall()
+    modes = ask(
         f"SELECT DISTINCT labels['mode'] FROM read_parquet('{samples}') WHERE name = 'node_cpu_seconds_total' ORDER BY 1"
     ).fetchall()
 
@@ -55,6 +56,10 @@ def with_duckdb():
 
 
 def with_polars():
+    def as_dict(labels):
+        # Polars before 2 gives a map as a list of entries.
+        return labels if isinstance(labels, dict) else {entry["key"]: entry["value"] for entry in labels}
+
     frame = polars.scan_parquet(samples, hive_partitioning=True).collect()
     cpu = frame.filter(polars.col("name") == "node_cpu_seconds_total")["labels"].to_list()
     return {
@@ -62,7 +67,7 @@ def with_polars():
         "sum": finite(frame["value"].to_list()),
         "devices": sorted(frame["device"].unique().to_list()),
         "epochs": frame["epoch"].n_unique(),
-        "cpu_modes": sorted({entry["value"] for labels in cpu for entry in labels if entry["key"] == "mode"}),
+        "cpu_modes": sorted({as_dict(labels).get("mode") for labels in cpu}),
     }
 
 

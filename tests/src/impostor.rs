@@ -16,6 +16,9 @@ use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, Strea
 use satellite_shared::wire::version;
 use serde_json::Value;
 
+/// How soon a refusal follows the greeting.
+const REFUSAL_WITHIN: Duration = Duration::from_secs(2);
+
 /// The impostor.
 #[derive(Debug, Clone)]
 pub struct Impostor {
@@ -29,8 +32,10 @@ pub enum Reached {
     NoTls,
     /// TLS took it, the upgrade was refused.
     NoUpgrade,
-    /// It got a greeting.
-    Greeting,
+    /// It was greeted and refused at once.
+    Refused,
+    /// It was greeted, and the relay waited for what it would say.
+    WouldBeHeard,
 }
 
 /// What came of one attempt.
@@ -96,7 +101,11 @@ impl Impostor {
         let mut answer = Vec::new();
         let mut ended = tls.write_all(request.as_bytes()).and_then(|()| tls.flush());
         let mut chunk = [0; 4096];
-        while ended.is_ok() && !has_greeting(&answer) {
+        while ended.is_ok() && !holds(&answer, "\"REFUSED\"") {
+            if holds(&answer, "\"HELLO\"") {
+                // A refusal would follow at once; who would be heard is waited for longer than this.
+                tls.sock.set_read_timeout(Some(REFUSAL_WITHIN))?;
+            }
             ended = tls.read(&mut chunk).and_then(|read| match read {
                 0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
                 read => {
@@ -105,19 +114,20 @@ impl Impostor {
                 }
             });
         }
-        let said = String::from_utf8_lossy(&answer).into_owned();
-        let reached = match said.is_empty() {
-            true => Reached::NoTls,
-            false if has_greeting(&answer) => Reached::Greeting,
-            false => Reached::NoUpgrade,
+        let reached = match answer.as_slice() {
+            [] => Reached::NoTls,
+            said if holds(said, "\"REFUSED\"") => Reached::Refused,
+            said if holds(said, "\"HELLO\"") => Reached::WouldBeHeard,
+            _ => Reached::NoUpgrade,
         };
+        let said = String::from_utf8_lossy(&answer).into_owned();
         let resumed = tls.conn.handshake_kind() == Some(HandshakeKind::Resumed);
-        Ok(Attempt { reached, resumed, detail: ended.err().map_or(said, |error| error.to_string()) })
+        Ok(Attempt { reached, resumed, detail: format!("{said} {ended:?}") })
     }
 }
 
-fn has_greeting(answer: &[u8]) -> bool {
-    answer.windows(7).any(|window| window == b"\"HELLO\"")
+fn holds(answer: &[u8], word: &str) -> bool {
+    answer.windows(word.len()).any(|window| window == word.as_bytes())
 }
 
 fn builder(ca_bundle: &str) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>> {

@@ -27,7 +27,7 @@ pub fn journey(name: &str, needs: &'static [Peer], run: fn(&Path) -> Result<()>)
         let logs = logs(dir.path());
         match ended {
             Ok(Ok(())) => Ok(Completion::Completed),
-            Ok(Err(error)) => Err(format!("{error:?}\n{logs}").into()),
+            Ok(Err(error)) => Err(format!("{error:#}\n{logs}").into()),
             Err(panic) => {
                 report(&logs);
                 resume_unwind(panic)
@@ -40,9 +40,10 @@ pub fn journey(name: &str, needs: &'static [Peer], run: fn(&Path) -> Result<()>)
 #[must_use]
 pub fn run(trials: Vec<Trial>) -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Each is several programs that mostly wait, so that more than one a core fits; yet deadlines are real.
+    // Each is several programs that mostly wait, so that two a core fit; yet deadlines are real.
     if arguments.test_threads.is_none() {
-        arguments.test_threads = Some(std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 6)));
+        arguments.test_threads =
+            Some(std::thread::available_parallelism().map_or(4, |cores| (2 * cores.get()).clamp(4, 8)));
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -265,7 +265,7 @@ fn revocation(dir: &Path) -> Result<()> {
     let thief = Impostor::with_identity(&stolen_identity(&house.satellite.state_dir())?)?;
     let port = house.relay.session.port();
     let attempt = thief.attempt(port)?;
-    ensure!(attempt.reached == Reached::Greeting, "before, the identity is good: {attempt:?}");
+    ensure!(attempt.reached == Reached::WouldBeHeard, "before, the identity is good: {attempt:?}");
     let attempt = thief.attempt(port)?;
     ensure!(!attempt.resumed, "the relay let a session be resumed");
     house.wait_for_link(true)?;
@@ -277,7 +277,7 @@ fn revocation(dir: &Path) -> Result<()> {
     ensure!(took <= 5_000, "the socket stayed open for {took} ms");
     for _ in 0..3 {
         let attempt = thief.attempt(port)?;
-        ensure!(attempt.reached != Reached::Greeting && !attempt.resumed, "a revoked identity got in: {attempt:?}");
+        ensure!(attempt.reached != Reached::WouldBeHeard && !attempt.resumed, "a revoked identity got in: {attempt:?}");
     }
     wait::until_true("the owner is told", SOON, || {
         Ok(house.satellite.status()?["link"].to_string().to_lowercase().contains("revoked"))

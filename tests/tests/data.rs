@@ -201,7 +201,7 @@ fn s3(dir: &Path) -> Result<()> {
     std::fs::write(&credentials, "[default]\naws_access_key_id = test\naws_secret_access_key = test\n")?;
     std::fs::set_permissions(&credentials, std::fs::Permissions::from_mode(0o600))?;
     let settings = format!(
-        "{FAST_ARCHIVE}[archive]\nurl = \"s3://house/records\"\nendpoint = \"{endpoint}\"\n\
+        "{FAST_ARCHIVE}[archive]\nurl = \"s3://house/records\"\nendpoint = \"{endpoint}\"\nallow_http = true\n\
          region = \"us-east-1\"\ncredentials_file = \"{}\"\n",
         credentials.display()
     );
