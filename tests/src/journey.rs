@@ -11,6 +11,8 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use crate::peers::Peer;
 use crate::process;
 
+/// Set to anything to keep the directory of a journey that failed.
+const KEEP_ENV: &str = "SATELLITE_JOURNEYS_KEEP";
 /// Lines of each log that a failure shows.
 const LOG_LINES: usize = 40;
 
@@ -25,6 +27,9 @@ pub fn journey(name: &str, needs: &'static [Peer], run: fn(&Path) -> Result<()>)
         let dir = tempfile::Builder::new().prefix("sat-").tempdir().map_err(Failed::from)?;
         let ended = catch_unwind(AssertUnwindSafe(|| run(dir.path())));
         let logs = logs(dir.path());
+        if !matches!(ended, Ok(Ok(()))) && std::env::var_os(KEEP_ENV).is_some() {
+            report(&format!("kept: {}", dir.keep().display()));
+        }
         match ended {
             Ok(Ok(())) => Ok(Completion::Completed),
             Ok(Err(error)) => Err(format!("{error:#}\n{logs}").into()),
