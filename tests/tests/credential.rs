@@ -67,7 +67,7 @@ fn expired_lease(dir: &Path) -> Result<()> {
     let lease = relay.lease("attic", &["--ttl", "1s"])?;
     let created = wait::mono_ms();
     wait::until_true("the lease expires", SOON, || Ok(wait::mono_ms() > created + 1_500))?;
-    refused(&satellite.enrol(&lease.join_code)?, "ended before it was used")
+    refused(&satellite.enrol(&lease.join_code)?, "expired")
 }
 
 fn revoked_lease(dir: &Path) -> Result<()> {
