@@ -426,7 +426,7 @@ impl Recorder {
         let mut blocks = self.writer.samples(groups, made, quality);
 
         let mut ripe = Vec::new();
-        if self.losses_ripe() {
+        if last || self.losses_ripe() {
             ripe = std::mem::take(&mut self.losses);
             self.losses_since = None;
         }
