@@ -170,7 +170,7 @@ impl Relay {
             enrolment: enrolment.clone(),
             roster: roster.clone(),
             clock: Arc::clone(&clock),
-            limits: session::Limits::default(),
+            limits: session_limits(settings),
         });
 
         let limits = door_limits(settings);
@@ -233,6 +233,16 @@ fn commit(
         }
     });
     Ok(ingest)
+}
+
+/// Waiting for others in a batch is not slow storage.
+fn session_limits(settings: &Settings) -> session::Limits {
+    let limits = session::Limits::default();
+    session::Limits {
+        commit_slow: limits.commit_slow.max(settings.commit_every * 3),
+        commit_fast: limits.commit_fast.max(settings.commit_every * 3 / 2),
+        ..limits
+    }
 }
 
 fn listen(door: &'static str, address: SocketAddr) -> Result<tokio::net::TcpListener, StartError> {

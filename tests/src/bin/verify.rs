@@ -67,7 +67,7 @@ const STEPS: [Step; 6] = [
     },
     Step {
         name: "journeys",
-        cargo: &["test", "--workspace", "--tests", "--locked"],
+        cargo: &["test", "--workspace", "--test", "*", "--locked"],
         environment: &[(programs::BUILT_ENV, "1")],
     },
 ];
