@@ -16,6 +16,9 @@ pub const SOON: Duration = Duration::from_secs(45);
 /// How long everything buffered may take to be stored.
 pub const BALANCED_WITHIN: Duration = Duration::from_secs(120);
 
+/// How long the satellite may take to connect again: its longest back-off is five minutes.
+pub const CONNECTED_WITHIN: Duration = Duration::from_secs(330);
+
 /// A document without devices: nothing is due any more.
 pub const EMPTY_DOCUMENT: &str = "device = []\n";
 
@@ -89,7 +92,7 @@ impl House {
     /// When it does not in time.
     pub fn wait_for_link(&self, up: bool) -> Result<()> {
         let what = if up { "the link is up" } else { "the link is down" };
-        wait::until_true(what, BALANCED_WITHIN, || Ok(self.is_linked()? == up))
+        wait::until_true(what, CONNECTED_WITHIN, || Ok(self.is_linked()? == up))
     }
 
     /// Whether the satellite says that its link is up.
