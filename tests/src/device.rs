@@ -199,6 +199,8 @@ fn serve(stream: &TcpStream, shared: &Shared) -> Result<()> {
     while reader.read_line(&mut header)? > 2 {
         header.clear();
     }
+    // When it was asked: a gap for an answer that came too late stands there.
+    let wall_ms = wait::wall_ms();
     let manner = shared.manner.lock().unwrap_or_else(PoisonError::into_inner).clone();
     if let Manner::Slow(by) = manner {
         std::thread::sleep(by);
@@ -206,7 +208,7 @@ fn serve(stream: &TcpStream, shared: &Shared) -> Result<()> {
     let answers = matches!(manner, Manner::Answers | Manner::Slow(_) | Manner::Noise(_));
     let tick = answers.then(|| shared.next.fetch_add(1, Ordering::Relaxed));
     // Before the answer leaves: what arrives has then always been written down.
-    let entry = Entry { wall_ms: wait::wall_ms(), tick };
+    let entry = Entry { wall_ms, tick };
     shared.log.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
     answer(stream, &request, &manner, tick.unwrap_or_default(), &mut reader)
 }
