@@ -21,6 +21,7 @@ use satellite_shared::id::DeviceName;
 use satellite_shared::wire::block::{ClockQuality, Group};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::buffer::{Buffer, Commit, CommitError, Committed, Loss, Opened};
 use crate::collector::Readings;
@@ -62,6 +63,8 @@ pub enum What {
     Ended(Ended),
     /// Slots passed without a poll.
     Missed(Vec<Missed>),
+    /// What was said so far is to be made durable now; the token is cancelled when that has been tried.
+    Commit(CancellationToken),
 }
 
 /// A poll that ended.
@@ -119,6 +122,8 @@ pub struct Recorder {
     under_way: BTreeMap<u64, UnderWay>,
     through_ms: i64,
     dirty: bool,
+    /// Who waits for the next commit.
+    waiting: Vec<CancellationToken>,
     orders: mpsc::Sender<Order>,
     /// When this run began, while the notes of the run before have not been seen.
     notes_missing_since_ms: Option<i64>,
@@ -187,6 +192,7 @@ impl Recorder {
             under_way: BTreeMap::new(),
             through_ms: until_ms.unwrap_or(now.wall_ms),
             dirty: true,
+            waiting: Vec::new(),
             orders: parts.orders,
             notes_missing_since_ms,
             quality: (ClockQuality::Unknown, None),
@@ -209,7 +215,8 @@ impl Recorder {
                 Some(answer) = self.gap_queries.recv() => drop(answer.send(self.ledger.recent())),
                 () = tokio::time::sleep_until(next), if wake => next = self.on_commit_time(false).await?,
             }
-            if self.pending_samples >= COMMIT_SAMPLES && self.state.borrow().degraded.is_none() {
+            let full = self.pending_samples >= COMMIT_SAMPLES && self.state.borrow().degraded.is_none();
+            if full || !self.waiting.is_empty() {
                 next = self.on_commit_time(false).await?;
             }
         }
@@ -226,6 +233,10 @@ impl Recorder {
             What::Begun(poll) => drop(self.under_way.insert(poll.poll, poll)),
             What::Ended(ended) => self.on_ended(ended),
             What::Missed(missed) => missed.into_iter().for_each(|one| self.miss(one)),
+            What::Commit(waiting) => {
+                self.waiting.push(waiting);
+                self.dirty = true;
+            }
         }
     }
 
@@ -327,10 +338,14 @@ impl Recorder {
             return Ok(Instant::now() + self.commit_every);
         }
         let commit = self.group(last);
+        let waiting = std::mem::take(&mut self.waiting);
         let mut attempt = 0;
         loop {
             attempt += 1;
-            match self.commit(commit.clone()).await {
+            let result = self.commit(commit.clone()).await;
+            // Even where it failed: a full disk must not stop the polling.
+            waiting.iter().for_each(CancellationToken::cancel);
+            match result {
                 Ok(committed) => {
                     self.take_losses(committed.losses);
                     self.take_late_notes().await;

@@ -121,6 +121,8 @@ pub struct Scheduler {
     lines: BTreeMap<DeviceName, Line>,
     polls: FuturesUnordered<Pin<Box<dyn Future<Output = Polled> + Send>>>,
     turns: Arc<Semaphore>,
+    /// Set while polls begin whose beginning must be durable before they are sent.
+    hold: Option<CancellationToken>,
     next_poll: u64,
     next_line: u64,
 }
@@ -182,6 +184,7 @@ impl Scheduler {
             lines: BTreeMap::new(),
             polls: FuturesUnordered::new(),
             turns: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
+            hold: None,
             next_poll: 0,
             next_line: 0,
         }
@@ -263,7 +266,12 @@ impl Scheduler {
         if !missed.is_empty() {
             self.tell(now_ms, What::Missed(missed)).await;
         }
+        // A first poll lies on no slot: a start after a crash can't find it by the timetable, so it is noted before.
+        let durable = CancellationToken::new();
+        self.hold = Some(durable.clone());
         self.on_time().await;
+        self.hold = None;
+        self.tell(self.now_ms(), What::Commit(durable)).await;
     }
 
     async fn on_time(&mut self) {
@@ -317,6 +325,7 @@ impl Scheduler {
             limit: line.device.timeout + FRAME_GRACE,
             readings: Readings::with_labels(line.device.labels.clone().into_iter().collect()),
             collector,
+            hold: self.hold.clone(),
         };
         self.tell(now_ms, What::Begun(under_way)).await;
         let (clock, turns) = (self.clock.clone(), self.turns.clone());
@@ -377,11 +386,15 @@ struct Request {
     limit: Duration,
     readings: Readings,
     collector: Box<dyn Collector>,
+    hold: Option<CancellationToken>,
 }
 
 impl Request {
     /// The frame around every collector: it bounds the time, and measures.
     async fn run(mut self, clock: &dyn Clock) -> Polled {
+        if let Some(durable) = &self.hold {
+            durable.cancelled().await;
+        }
         let began = clock.now();
         let poll = self.collector.poll(&self.due.metrics, &mut self.readings);
         let (result, kept) = match tokio::time::timeout(self.limit, poll).await {
@@ -654,6 +667,7 @@ mod tests {
         clock: Arc<ManualClock>,
         scheduler: Scheduler,
         steps: mpsc::Receiver<Step>,
+        heard: Vec<Step>,
         answer: Arc<Mutex<Result<u32, Failure>>>,
         _orders: mpsc::Sender<Order>,
     }
@@ -682,10 +696,21 @@ mod tests {
             };
             let upsert = document.devices.into_iter().map(planned).collect();
             scheduler.on_change(upsert, vec![], stopped_since_ms).await;
-            Self { clock, scheduler, steps, answer, _orders: orders }
+            Self { clock, scheduler, steps, heard: vec![], answer, _orders: orders }
+        }
+
+        /// Takes what the recorder would, and commits when it is asked to.
+        fn hear(&mut self) {
+            while let Ok(step) = self.steps.try_recv() {
+                if let What::Commit(durable) = &step.what {
+                    durable.cancel();
+                }
+                self.heard.push(step);
+            }
         }
 
         async fn finish_polls(&mut self) {
+            self.hear();
             while let Some(polled) = self.scheduler.polls.next().await {
                 self.scheduler.on_polled(polled).await;
             }
@@ -699,9 +724,10 @@ mod tests {
         /// What the recorder was told: samples by poll, and (count, reason) of what was missed.
         fn told(&mut self) -> (Vec<usize>, Vec<(u64, Reason)>) {
             let (mut polls, mut missed) = (vec![], vec![]);
-            while let Ok(step) = self.steps.try_recv() {
+            self.hear();
+            for step in self.heard.drain(..) {
                 match step.what {
-                    What::Begun(_) => {}
+                    What::Begun(_) | What::Commit(_) => {}
                     What::Ended(ended) => {
                         polls.push(ended.readings.len());
                         missed.extend(ended.missed.iter().map(|one| (one.count, one.reason)));
@@ -725,6 +751,17 @@ mod tests {
             bench.finish_polls().await;
         }
         assert_eq!(bench.told(), (vec![4, 4, 4], vec![]));
+    }
+
+    #[tokio::test]
+    async fn a_first_poll_is_sent_only_when_its_beginning_is_durable() {
+        let mut bench = Bench::with(NAS, None).await;
+        let unsent = tokio::time::timeout(Duration::ZERO, bench.scheduler.polls.next()).await;
+        assert!(unsent.is_err(), "it waits for the commit");
+        let begun = bench.steps.try_recv().unwrap();
+        assert!(matches!(begun.what, What::Begun(_)));
+        bench.finish_polls().await;
+        assert_eq!(bench.told(), (vec![4], vec![]));
     }
 
     #[tokio::test]
