@@ -56,6 +56,12 @@ pub struct Totals {
 }
 
 impl Verdict {
+    /// Whether nothing is explained but slots that a busy machine came too late for.
+    #[must_use]
+    pub fn polled_all_the_time(&self) -> bool {
+        self.reasons.keys().all(|reason| reason == "late")
+    }
+
     /// Reads a folder of records and compares it with what the devices saw.
     ///
     /// # Errors
