@@ -9,7 +9,7 @@ use anyhow::Result;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::peers::Peer;
-use crate::process;
+use crate::{process, rounds};
 
 /// Set to anything to keep the directory of a journey that failed.
 const KEEP_ENV: &str = "SATELLITE_JOURNEYS_KEEP";
@@ -21,7 +21,7 @@ const LOG_LINES: usize = 40;
 pub fn journey(name: &str, needs: &'static [Peer], run: fn(&Path) -> Result<()>) -> Trial {
     Trial::ignorable_test(name, move || {
         if let Some(peer) = needs.iter().find(|peer| peer.path().is_none()) {
-            return Ok(Completion::ignored_with(peer.missing()));
+            return skipped(&peer.missing());
         }
         // Short, since a Unix socket's path has at most 107 bytes.
         let dir = tempfile::Builder::new().prefix("sat-").tempdir().map_err(Failed::from)?;
@@ -32,13 +32,23 @@ pub fn journey(name: &str, needs: &'static [Peer], run: fn(&Path) -> Result<()>)
         }
         match ended {
             Ok(Ok(())) => Ok(Completion::Completed),
-            Ok(Err(error)) => Err(format!("{error:#}\n{logs}").into()),
+            // Last, since a long report is read from its end.
+            Ok(Err(error)) => Err(format!("{logs}{error:#}").into()),
             Err(panic) => {
                 report(&logs);
                 resume_unwind(panic)
             }
         }
     })
+}
+
+/// A test that can't run here, and why. Ignored in a day's run, which says so at its end; who asks for the long form of
+/// just this one is not told that it passed.
+///
+/// # Errors
+/// In a long form.
+pub fn skipped(reason: &str) -> Result<Completion, Failed> {
+    if rounds::is_long_form() { Err(format!("SKIPPED: {reason}").into()) } else { Ok(Completion::ignored_with(reason)) }
 }
 
 /// Runs the journeys of one binary.

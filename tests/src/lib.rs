@@ -29,3 +29,5 @@ pub mod parquet_files;
 pub mod house;
 
 pub mod journey;
+
+pub mod rounds;

@@ -18,6 +18,7 @@ use satellite_agent::buffer::{Buffer, BufferSettings, Commit, Place};
 use satellite_agent::recorder::frames::FrameWriter;
 use satellite_shared::clock::{Clock as _, SystemClock};
 use satellite_shared::wire::block::{ClockQuality, Group, header};
+use satellite_tests::journey::skipped;
 use satellite_tests::wait;
 
 /// Tells the program that it is the one that commits, where, and where to say so.
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
     let trial = Trial::ignorable_test("an_acknowledged_record_survives_a_power_cut", || {
         let dir = tempfile::Builder::new().prefix("sat-").tempdir()?;
         if let Err(error) = Disk::new(&dir.path().join("probe")) {
-            return Ok(Completion::ignored_with(format!("needs root, mkfs.ext4 and loop devices: {error:#}")));
+            return skipped(&format!("needs root, mkfs.ext4 and loop devices: {error:#}"));
         }
         for (round, commits) in CUTS_AFTER.into_iter().enumerate() {
             let round_dir = dir.path().join(format!("round{round}"));

@@ -67,7 +67,7 @@ const STEPS: [Step; 6] = [
     },
     Step {
         name: "journeys",
-        cargo: &["test", "--workspace", "--test", "*", "--locked"],
+        cargo: &["test", "--workspace", "--test", "*", "--locked", "--no-fail-fast"],
         environment: &[(programs::BUILT_ENV, "1")],
     },
 ];

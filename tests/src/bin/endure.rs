@@ -1,0 +1,95 @@
+//! `cargo endure`: the long form of one test that draws at random, for hours.
+//!
+//! The short forms are part of `cargo verify`; this runs the same test with more rounds, or again with the seed that a
+//! failure named.
+
+#![expect(clippy::print_stdout, reason = "a command line")]
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use satellite_tests::rounds::{ROUNDS_ENV, SEED_ENV};
+use satellite_tests::{programs, wait};
+
+/// One test with a long form.
+struct Long {
+    /// What people type.
+    name: &'static str,
+    /// The file in `tests/tests`, and a part of the test's name.
+    test: (&'static str, &'static str),
+    /// What the long form takes unless told.
+    rounds: u32,
+    /// What a round is.
+    round: &'static str,
+}
+
+/// All of them.
+const ALL: [Long; 1] = [Long {
+    name: "power",
+    test: ("power", "an_acknowledged_record_survives_a_power_cut"),
+    rounds: 200,
+    round: "a power cut under the satellite's buffer, on a loop device",
+}];
+
+/// Runs the long form of a test that draws at random.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo endure",
+    version,
+    after_help = "Examples:\n  cargo endure -- --list\n  cargo endure -- power\n  cargo endure -- power --rounds 1000 --seed 77"
+)]
+struct Arguments {
+    /// Which one; `--list` names them.
+    #[arg(required_unless_present = "list", value_parser = ALL.map(|long| long.name))]
+    name: Option<String>,
+    /// How many rounds.
+    #[arg(long, value_name = "N")]
+    rounds: Option<u32>,
+    /// The first round's seed.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    seed: u64,
+    /// Name them all, with what a round is, and end.
+    #[arg(long)]
+    list: bool,
+}
+
+fn main() -> ExitCode {
+    // The alias ends in `--`, and so does what people type: `cargo endure -- power`.
+    let mut words: Vec<_> = std::env::args_os().collect();
+    if words.get(1).is_some_and(|word| word == "--") {
+        words.remove(1);
+    }
+    match run(&Arguments::parse_from(words)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("\nFAILED: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    if arguments.list {
+        for long in &ALL {
+            println!("{:<16} {:>6} rounds, each {}", long.name, long.rounds, long.round);
+        }
+        return Ok(());
+    }
+    let name = arguments.name.as_deref().unwrap_or_default();
+    let long = ALL.iter().find(|long| long.name == name).context("no such test")?;
+    let rounds = arguments.rounds.unwrap_or(long.rounds);
+    println!("{}: {rounds} rounds from seed {}, each {}", long.name, arguments.seed, long.round);
+    let started = wait::mono_ms();
+    let (file, filter) = long.test;
+    let status = programs::cargo()
+        .args(["test", "--quiet", "--package", "satellite-tests", "--test", file, "--locked", "--", filter])
+        .arg("--nocapture")
+        .env(ROUNDS_ENV, rounds.to_string())
+        .env(SEED_ENV, arguments.seed.to_string())
+        .status()?;
+    let seconds = (wait::mono_ms() - started) / 1000;
+    anyhow::ensure!(status.success(), "{}: {status}, after {seconds} s", long.name);
+    println!("{}: {rounds} rounds passed in {seconds} s", long.name);
+    Ok(())
+}
