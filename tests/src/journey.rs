@@ -82,6 +82,13 @@ fn find_logs(dir: &Path, depth: usize, files: &mut Vec<PathBuf>) {
     }
 }
 
+/// Says a figure of a long form, for who reads along.
+pub fn note(figures: &str) {
+    if rounds::is_long_form() {
+        report(figures);
+    }
+}
+
 #[expect(clippy::print_stderr, reason = "the report of a test that fails")]
 fn report(logs: &str) {
     eprintln!("{logs}");

@@ -30,4 +30,6 @@ pub mod house;
 
 pub mod journey;
 
+pub mod disk;
+
 pub mod rounds;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-use crate::programs;
+use crate::{disk, programs};
 
 /// Something real to test against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,10 +23,15 @@ pub enum Peer {
     Tinyproxy,
     /// A SOCKS5 proxy.
     Microsocks,
+    /// A file system on a loop device: no program, but root and a kernel that lets it.
+    LoopDevice,
+    /// Strace, which makes system calls fail.
+    Strace,
 }
 
 /// All of them.
-pub const ALL: [Peer; 5] = [Peer::Python, Peer::S3, Peer::NodeExporter, Peer::Tinyproxy, Peer::Microsocks];
+pub const ALL: [Peer; 7] =
+    [Peer::Python, Peer::S3, Peer::NodeExporter, Peer::Tinyproxy, Peer::Microsocks, Peer::LoopDevice, Peer::Strace];
 
 impl Peer {
     /// The Debian package that brings it.
@@ -37,6 +42,8 @@ impl Peer {
             Self::NodeExporter => "prometheus-node-exporter",
             Self::Tinyproxy => "tinyproxy-bin",
             Self::Microsocks => "microsocks",
+            Self::LoopDevice => "e2fsprogs",
+            Self::Strace => "strace",
         }
     }
 
@@ -57,12 +64,20 @@ impl Peer {
             Self::NodeExporter => in_path("prometheus-node-exporter"),
             Self::Tinyproxy => in_path("tinyproxy"),
             Self::Microsocks => in_path("microsocks"),
+            Self::LoopDevice => disk::works().then(|| PathBuf::from("/dev/loop-control")),
+            Self::Strace => in_path("strace").filter(|strace| {
+                let traced = Command::new(strace).args(["-f", "-o", "/dev/null", "true"]).output();
+                traced.is_ok_and(|said| said.status.success())
+            }),
         }
     }
 
     /// Why a test that needs it is ignored.
     #[must_use]
     pub fn missing(self) -> String {
+        if self == Self::LoopDevice {
+            return "LoopDevice is not there: it needs root, mkfs.ext4 and loop devices".into();
+        }
         format!("{self:?} is not there: `cargo verify` as root installs it, or `apt-get install {}`", self.package())
     }
 }

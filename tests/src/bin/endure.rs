@@ -25,12 +25,26 @@ struct Long {
 }
 
 /// All of them.
-const ALL: [Long; 1] = [Long {
-    name: "power",
-    test: ("power", "an_acknowledged_record_survives_a_power_cut"),
-    rounds: 200,
-    round: "a power cut under the satellite's buffer, on a loop device",
-}];
+const ALL: [Long; 3] = [
+    Long {
+        name: "power",
+        test: ("power", "an_acknowledged_record_survives_a_power_cut"),
+        rounds: 200,
+        round: "a power cut under the satellite's buffer, on a loop device",
+    },
+    Long {
+        name: "power-satellite",
+        test: ("power", "what_a_satellite_committed_survives_its_power_cuts"),
+        rounds: 200,
+        round: "a power cut of a satellite that polls and sends",
+    },
+    Long {
+        name: "power-relay",
+        test: ("power", "what_a_relay_acknowledged_survives_its_power_cuts"),
+        rounds: 200,
+        round: "a power cut of a relay that commits what a satellite sends",
+    },
+];
 
 /// Runs the long form of a test that draws at random.
 #[derive(Debug, Parser)]
