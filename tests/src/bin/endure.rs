@@ -25,7 +25,7 @@ struct Long {
 }
 
 /// All of them.
-const ALL: [Long; 3] = [
+const ALL: [Long; 4] = [
     Long {
         name: "power",
         test: ("power", "an_acknowledged_record_survives_a_power_cut"),
@@ -43,6 +43,12 @@ const ALL: [Long; 3] = [
         test: ("power", "what_a_relay_acknowledged_survives_its_power_cuts"),
         rounds: 200,
         round: "a power cut of a relay that commits what a satellite sends",
+    },
+    Long {
+        name: "kill",
+        test: ("outage", "both_ends_killed_at_random_moments_agree_in_the_end"),
+        rounds: 200,
+        round: "kill -9 of the satellite, the relay or both at a random moment",
     },
 ];
 
