@@ -1,7 +1,8 @@
 //! The only way to an address.
 //!
 //! A host is resolved once, every address it has is asked of the policy, and what passes is what a collector connects
-//! to: there is no second look-up that could answer otherwise. Names are looked up on a few threads at most, so that a
+//! to: there is no second look-up that could answer otherwise. IPv4 in the clothes of IPv6 is handed out as IPv4, for
+//! else the packet would go to whatever tunnel or translator the default route leads to. Names are looked up on a few threads at most, so that a
 //! resolver that hangs holds up the devices that have names and nobody else.
 
 use std::fmt;
@@ -89,10 +90,9 @@ impl Gate {
         let mut refusal = None;
         let mut addresses = Vec::with_capacity(ips.len());
         for &ip in ips {
+            let to = SocketAddr::new(address::effective(ip), port);
             match self.policy.permits(protocol, ip, port) {
-                Ok(()) if !addresses.contains(&SocketAddr::new(ip.to_canonical(), port)) => {
-                    addresses.push(SocketAddr::new(ip.to_canonical(), port));
-                }
+                Ok(()) if !addresses.contains(&to) => addresses.push(to),
                 Ok(()) => {}
                 Err(why) => refusal = refusal.or(Some(why)),
             }
@@ -103,7 +103,7 @@ impl Gate {
         }
         let now_ms = self.clock.now().mono_ms;
         let mut traffic = self.traffic.lock().unwrap_or_else(PoisonError::into_inner);
-        addresses.retain(|to| traffic.targets.admit(address::effective(to.ip()), to.port(), now_ms));
+        addresses.retain(|to| traffic.targets.admit(to.ip(), to.port(), now_ms));
         if addresses.is_empty() {
             let max = self.policy.new_targets_per_hour_max();
             let detail = format!(
@@ -229,8 +229,16 @@ mod tests {
     async fn an_address_inside_the_rules_is_handed_out_as_it_is() {
         let addresses = gate("").resolve(Protocol::Tcp, "192.168.1.9", 80).await.unwrap();
         assert_eq!(addresses, ["192.168.1.9:80".parse().unwrap()]);
-        let addresses = gate("").resolve(Protocol::Tcp, "::ffff:192.168.1.9", 80).await.unwrap();
-        assert_eq!(addresses, ["192.168.1.9:80".parse().unwrap()]);
+    }
+
+    #[tokio::test]
+    async fn ipv4_in_the_clothes_of_ipv6_is_handed_out_as_ipv4() {
+        for text in
+            ["::ffff:192.168.1.9", "::ffff:0:192.168.1.9", "::192.168.1.9", "64:ff9b::192.168.1.9", "2002:c0a8:109::1"]
+        {
+            let addresses = gate("").resolve(Protocol::Tcp, text, 80).await.unwrap();
+            assert_eq!(addresses, ["192.168.1.9:80".parse().unwrap()], "{text}");
+        }
     }
 
     #[tokio::test]

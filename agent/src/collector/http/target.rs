@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::policy::check_host;
+use crate::policy::{address, check_host};
 
 const URL_BYTES_MAX: usize = 2 << 10;
 const HEADERS_MAX: usize = 32;
@@ -67,6 +67,12 @@ impl Target {
         }
         if host.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv4()) && written_host(text) != Some(host.as_str()) {
             return Err(format!("the host is an unusual spelling of {host}: write that"));
+        }
+        // An address in a URL is connected to as it stands there, so it must be the one that is judged.
+        if let Ok(ip) = host.parse::<IpAddr>()
+            && address::effective(ip) != ip
+        {
+            return Err(format!("the host is an unusual spelling of {}: write that", address::effective(ip)));
         }
         check_host(&host)?;
         Ok(Self { url, host, port })
@@ -137,6 +143,9 @@ mod tests {
         for host in ["2130706433", "0x7f.1", "127.1", "0177.0.0.1", "127.0.0.1.", "%31%32%37.0.0.1", "１２７.0.0.1"]
         {
             check(&format!("http://{host}/"), "unusual spelling of 127.0.0.1");
+        }
+        for host in ["::ffff:127.0.0.1", "::ffff:0:7f00:1", "::127.0.0.1", "64:ff9b::127.0.0.1", "2002:7f00:1::1"] {
+            check(&format!("http://[{host}]/"), "unusual spelling of 127.0.0.1");
         }
         check("http://a:b@nas.lan/", "known to the relay");
         check("http://a@nas.lan/", "known to the relay");
