@@ -22,6 +22,14 @@ pub mod link;
 
 pub mod impostor;
 
+pub mod hostile_relay;
+
+pub mod netns;
+
+pub mod resolver;
+
+pub mod memory;
+
 pub mod checker;
 
 pub mod parquet_files;
