@@ -41,3 +41,5 @@ pub mod journey;
 pub mod disk;
 
 pub mod rounds;
+
+pub mod load;
