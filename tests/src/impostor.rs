@@ -82,6 +82,12 @@ impl Impostor {
         Ok(Self { tls: Arc::new(builder(bundle)?.with_no_client_auth()) })
     }
 
+    /// How it speaks TLS.
+    #[must_use]
+    pub fn tls(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.tls)
+    }
+
     /// Connects, upgrades, waits for the relay's greeting.
     ///
     /// # Errors

@@ -20,6 +20,10 @@ pub mod device;
 
 pub mod link;
 
+pub mod network;
+
+pub mod middleman;
+
 pub mod impostor;
 
 pub mod hostile_relay;

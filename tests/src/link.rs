@@ -3,7 +3,11 @@
 //! It listens on one port for as long as the test lives and passes bytes to wherever the relay is now, so that a relay
 //! may come back on another port. TLS goes through untouched. Two threads a connection; a connection that was cut
 //! while bytes were held never passes bytes again, as no real line would.
+//!
+//! A long line holds what is on its way and goes on taking: its delay costs no throughput. Lost packets are not made
+//! here, since TCP mends them before anybody could see: see [`crate::network`].
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,9 +16,24 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::wait;
+
 /// How often a pump looks at what the test wants.
 const LOOK: Duration = Duration::from_millis(10);
 const CHUNK: usize = 16 << 10;
+/// Between two pieces that are to arrive one by one.
+const PIECE_PAUSE: Duration = Duration::from_micros(100);
+/// What a line holds that is on its way, each way.
+const ON_ITS_WAY_MAX: usize = 4 << 20;
+
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Way {
+    /// From satellite to relay.
+    Up,
+    /// From relay to satellite.
+    Down,
+}
 
 /// What a line does with bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -36,8 +55,10 @@ struct State {
     target: Option<SocketAddr>,
     bytes_per_second: Option<u64>,
     delay: Duration,
-    /// Bytes that may still go up before everything is cut.
-    cut_in: Option<u64>,
+    /// The longest piece that is passed at once.
+    piece: Option<usize>,
+    /// Bytes that may still go before everything is cut, and which way.
+    cut_in: Option<(Way, u64)>,
     /// Bytes that may still go up before one is flipped.
     flip_in: Option<u64>,
     connections: Vec<Arc<Connection>>,
@@ -49,13 +70,26 @@ struct Connection {
     server: TcpStream,
     /// Closed by the test or by an end.
     dead: AtomicBool,
-    /// Half-open: what goes in is lost, and nobody is told.
-    swallowed: AtomicBool,
+    /// Half-open: what goes up is lost, and nobody is told.
+    swallowed_up: AtomicBool,
+    /// The same of what comes down.
+    swallowed_down: AtomicBool,
 }
 
 impl Connection {
     fn passes(&self) -> bool {
-        !self.dead.load(Ordering::Relaxed) && !self.swallowed.load(Ordering::Relaxed)
+        !self.dead.load(Ordering::Relaxed) && !self.is_swallowed(Way::Up) && !self.is_swallowed(Way::Down)
+    }
+
+    fn swallowed(&self, way: Way) -> &AtomicBool {
+        match way {
+            Way::Up => &self.swallowed_up,
+            Way::Down => &self.swallowed_down,
+        }
+    }
+
+    fn is_swallowed(&self, way: Way) -> bool {
+        self.swallowed(way).load(Ordering::Relaxed)
     }
 
     fn cut(&self) {
@@ -145,7 +179,16 @@ impl Link {
         let mut state = self.shared.state();
         state.mode = Mode::Swallowing;
         for connection in &state.connections {
-            connection.swallowed.store(true, Ordering::Relaxed);
+            connection.swallowed_up.store(true, Ordering::Relaxed);
+            connection.swallowed_down.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Loses what goes this way on the connections that are open, and closes nothing; the other way passes, and so do
+    /// new connections.
+    pub fn swallow_one_way(&self, way: Way) {
+        for connection in &self.shared.state().connections {
+            connection.swallowed(way).store(true, Ordering::Relaxed);
         }
     }
 
@@ -154,14 +197,30 @@ impl Link {
         self.shared.state().bytes_per_second = Some(bytes_per_second.max(1));
     }
 
-    /// Passes each piece later.
+    /// Passes everything so much later, each way.
     pub fn delay(&self, by: Duration) {
         self.shared.state().delay = by;
     }
 
-    /// Cuts in the middle of whatever is going up, after so many more bytes, once.
+    /// Passes at most so many bytes at once, and each piece by itself.
+    pub fn slice(&self, piece_bytes: usize) {
+        self.shared.state().piece = Some(piece_bytes.max(1));
+    }
+
+    /// Cuts in the middle of whatever is going up, after exactly so many more bytes, once.
     pub fn cut_after(&self, bytes_up: u64) {
-        self.shared.state().cut_in = Some(bytes_up);
+        self.cut_way_after(Way::Up, bytes_up);
+    }
+
+    /// Cuts in the middle of whatever is going this way, after exactly so many more bytes, once.
+    pub fn cut_way_after(&self, way: Way, bytes: u64) {
+        self.shared.state().cut_in = Some((way, bytes));
+    }
+
+    /// Whether a cut was asked for and has yet to come.
+    #[must_use]
+    pub fn is_cut_pending(&self) -> bool {
+        self.shared.state().cut_in.is_some()
     }
 
     /// Flips a bit of what is going up, after so many more bytes, once.
@@ -237,16 +296,21 @@ fn carry(client: TcpStream, shared: &Arc<Shared>) -> Result<()> {
         stream.set_read_timeout(Some(LOOK))?;
         stream.set_write_timeout(Some(Duration::from_secs(20)))?;
     }
-    let connection =
-        Arc::new(Connection { client, server, dead: AtomicBool::new(false), swallowed: AtomicBool::new(false) });
+    let connection = Arc::new(Connection {
+        client,
+        server,
+        dead: false.into(),
+        swallowed_up: false.into(),
+        swallowed_down: false.into(),
+    });
     {
         let mut state = shared.state();
         state.connections.retain(|other| !other.dead.load(Ordering::Relaxed));
         state.connections.push(Arc::clone(&connection));
     }
     let (of_thread, shared_of_thread) = (Arc::clone(&connection), Arc::clone(shared));
-    let down = std::thread::spawn(move || pump(&of_thread, &shared_of_thread, false));
-    pump(&connection, shared, true);
+    let down = std::thread::spawn(move || pump(&of_thread, &shared_of_thread, Way::Down));
+    pump(&connection, shared, Way::Up);
     if down.join().is_err() {
         connection.cut();
     }
@@ -254,63 +318,98 @@ fn carry(client: TcpStream, shared: &Arc<Shared>) -> Result<()> {
 }
 
 /// Moves bytes one way until one end closes or the test cuts.
-fn pump(connection: &Connection, shared: &Shared, up: bool) {
-    let (mut from, mut to) =
-        if up { (&connection.client, &connection.server) } else { (&connection.server, &connection.client) };
-    let counter = if up { &shared.bytes_up } else { &shared.bytes_down };
+fn pump(connection: &Connection, shared: &Shared, way: Way) {
+    let mut from = match way {
+        Way::Up => &connection.client,
+        Way::Down => &connection.server,
+    };
     let mut chunk = vec![0; CHUNK];
+    let mut on_its_way: VecDeque<(u64, Vec<u8>)> = VecDeque::new();
+    let mut held_bytes = 0;
+    let mut ended = false;
     while !connection.dead.load(Ordering::Relaxed) && !shared.ended.load(Ordering::Relaxed) {
-        let (mode, size, pause) = {
+        let (mode, size, pause, delay) = {
             let state = shared.state();
             let per_look = |rate: u64| usize::try_from(rate / 50).unwrap_or(CHUNK).clamp(1, CHUNK);
             let pace = state.bytes_per_second.map_or(Duration::ZERO, |_| Duration::from_millis(20));
-            (state.mode, state.bytes_per_second.map_or(CHUNK, per_look), pace + state.delay)
+            (state.mode, state.bytes_per_second.map_or(CHUNK, per_look), pace, state.delay)
         };
         if mode == Mode::Frozen {
             std::thread::sleep(LOOK);
             continue;
         }
-        let read = match from.read(&mut chunk[..size]) {
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,
-            // The end of a half-open connection does not reach the other side either.
-            Ok(0) | Err(_) if connection.swallowed.load(Ordering::Relaxed) => {
-                std::thread::sleep(LOOK);
-                continue;
+        while shared.state().mode != Mode::Frozen
+            && let Some((_, piece)) = on_its_way.pop_front_if(|(due_ms, _)| *due_ms <= wait::mono_ms())
+        {
+            held_bytes -= piece.len();
+            if !connection.is_swallowed(way) && !deliver(connection, shared, way, piece) {
+                return connection.cut();
             }
-            Ok(0) | Err(_) => break,
-            Ok(read) => read,
-        };
-        std::thread::sleep(pause);
-        // It may have been frozen while this piece was awaited.
-        while shared.state().mode == Mode::Frozen && !shared.ended.load(Ordering::Relaxed) {
-            std::thread::sleep(LOOK);
         }
-        if connection.swallowed.load(Ordering::Relaxed) {
-            continue;
-        }
-        let cut = up && damage(&mut shared.state(), &mut chunk, read);
-        if to.write_all(&chunk[..if cut { read / 2 } else { read }]).is_err() || cut {
+        if ended && on_its_way.is_empty() && !connection.is_swallowed(way) {
             break;
         }
-        counter.fetch_add(read as u64, Ordering::Relaxed);
+        if ended || held_bytes >= ON_ITS_WAY_MAX {
+            std::thread::sleep(LOOK);
+            continue;
+        }
+        match from.read(&mut chunk[..size]) {
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Ok(0) | Err(_) => ended = true,
+            Ok(read) => {
+                held_bytes += read;
+                let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+                on_its_way.push_back((wait::mono_ms().saturating_add(delay_ms), chunk[..read].to_vec()));
+                std::thread::sleep(pause);
+            }
+        }
     }
     connection.cut();
 }
 
-/// Flips a bit where the test wants one flipped; says whether to cut within this piece.
-fn damage(state: &mut State, chunk: &mut [u8], read: usize) -> bool {
-    let piece = read as u64;
-    if let Some(left) = state.flip_in {
-        state.flip_in = left.checked_sub(piece);
-        if state.flip_in.is_none() {
-            chunk[read / 2] ^= 0x10;
+/// Passes a piece to its end; says whether the connection goes on.
+fn deliver(connection: &Connection, shared: &Shared, way: Way, mut piece: Vec<u8>) -> bool {
+    let (mut to, counter) = match way {
+        Way::Up => (&connection.server, &shared.bytes_up),
+        Way::Down => (&connection.client, &shared.bytes_down),
+    };
+    let (passed, cut, slice) = {
+        let mut state = shared.state();
+        let (passed, cut) = damage(&mut state, &mut piece, way);
+        (passed, cut, state.piece)
+    };
+    for part in piece[..passed].chunks(slice.unwrap_or(CHUNK)) {
+        if to.write_all(part).is_err() {
+            return false;
+        }
+        counter.fetch_add(part.len() as u64, Ordering::Relaxed);
+        if slice.is_some() {
+            std::thread::sleep(PIECE_PAUSE);
         }
     }
-    if let Some(left) = state.cut_in {
-        state.cut_in = left.checked_sub(piece);
-        return state.cut_in.is_none();
+    !cut
+}
+
+/// Flips a bit where the test wants one flipped; says how much of the piece passes, and whether the line is cut then.
+fn damage(state: &mut State, piece: &mut [u8], way: Way) -> (usize, bool) {
+    let len = piece.len() as u64;
+    if let Some(left) = state.flip_in.filter(|_| way == Way::Up) {
+        state.flip_in = left.checked_sub(len);
+        if state.flip_in.is_none() {
+            piece[piece.len() / 2] ^= 0x10;
+        }
     }
-    false
+    match state.cut_in.filter(|(of, _)| *of == way) {
+        Some((_, left)) if left < len => {
+            state.cut_in = None;
+            (usize::try_from(left).unwrap_or(piece.len()), true)
+        }
+        Some((_, left)) => {
+            state.cut_in = Some((way, left - len));
+            (piece.len(), false)
+        }
+        None => (piece.len(), false),
+    }
 }
 
 #[cfg(test)]
@@ -388,6 +487,14 @@ mod tests {
             .unwrap();
     }
 
+    /// What comes back until the connection ends.
+    fn all_of(mut stream: &TcpStream) -> Vec<u8> {
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut back = Vec::new();
+        drop(stream.read_to_end(&mut back));
+        back
+    }
+
     #[test]
     fn a_link_cuts_in_the_middle_of_a_piece() {
         let link = Link::new().unwrap();
@@ -395,6 +502,58 @@ mod tests {
         link.cut_after(3);
         let stream = connect(&link);
         assert!(!says_back(&stream, b"eight by"));
+        assert!(!link.is_cut_pending() && link.bytes_up() == 3);
         assert!(says_back(&connect(&link), b"once only"));
+    }
+
+    #[test]
+    fn a_link_cuts_what_comes_down_at_the_byte() {
+        let link = Link::new().unwrap();
+        link.lead_to(Some(echo()));
+        for bytes in [0, 1, 5] {
+            link.cut_way_after(Way::Down, bytes);
+            let stream = connect(&link);
+            (&stream).write_all(b"eight by").unwrap();
+            assert_eq!(all_of(&stream), b"eight by"[..usize::try_from(bytes).unwrap()]);
+        }
+    }
+
+    #[test]
+    fn a_long_link_passes_everything_later_and_holds_nothing_back() {
+        let link = Link::new().unwrap();
+        link.lead_to(Some(echo()));
+        link.delay(Duration::from_millis(200));
+        let stream = connect(&link);
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let started = wait::mono_ms();
+        // Twenty pieces: one after the other they would take eight seconds.
+        for _ in 0..20 {
+            (&stream).write_all(b"piece").unwrap();
+            std::thread::sleep(Duration::from_millis(15));
+        }
+        let mut back = [0; 100];
+        (&stream).read_exact(&mut back).unwrap();
+        assert!(wait::mono_ms() - started >= 400, "each way is 200 ms long");
+        assert_eq!(back.as_slice(), b"piece".repeat(20));
+    }
+
+    #[test]
+    fn a_slicing_link_passes_the_same_bytes_one_by_one() {
+        let link = Link::new().unwrap();
+        link.lead_to(Some(echo()));
+        link.slice(1);
+        assert!(says_back(&connect(&link), b"in small pieces"));
+    }
+
+    #[test]
+    fn a_link_that_swallows_one_way_passes_the_other() {
+        let link = Link::new().unwrap();
+        link.lead_to(Some(echo()));
+        let stream = connect(&link);
+        assert!(says_back(&stream, b"one"));
+        link.swallow_one_way(Way::Down);
+        assert!(!says_back(&stream, b"two"));
+        assert_eq!((link.bytes_up(), link.bytes_down()), (6, 3));
+        assert!(says_back(&connect(&link), b"three"));
     }
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
+use crate::network::Network;
 use crate::{disk, programs};
 
 /// Something real to test against.
@@ -27,11 +28,24 @@ pub enum Peer {
     LoopDevice,
     /// Strace, which makes system calls fail.
     Strace,
+    /// `ip`: network namespaces.
+    Iproute2,
+    /// `nft` in a network namespace: packets that are lost. Root, and a kernel that lets it.
+    LossyNetwork,
 }
 
 /// All of them.
-pub const ALL: [Peer; 7] =
-    [Peer::Python, Peer::S3, Peer::NodeExporter, Peer::Tinyproxy, Peer::Microsocks, Peer::LoopDevice, Peer::Strace];
+pub const ALL: [Peer; 9] = [
+    Peer::Python,
+    Peer::S3,
+    Peer::NodeExporter,
+    Peer::Tinyproxy,
+    Peer::Microsocks,
+    Peer::LoopDevice,
+    Peer::Strace,
+    Peer::Iproute2,
+    Peer::LossyNetwork,
+];
 
 impl Peer {
     /// The Debian package that brings it.
@@ -44,6 +58,8 @@ impl Peer {
             Self::Microsocks => "microsocks",
             Self::LoopDevice => "e2fsprogs",
             Self::Strace => "strace",
+            Self::Iproute2 => "iproute2",
+            Self::LossyNetwork => "nftables",
         }
     }
 
@@ -69,6 +85,8 @@ impl Peer {
                 let traced = Command::new(strace).args(["-f", "-o", "/dev/null", "true"]).output();
                 traced.is_ok_and(|said| said.status.success())
             }),
+            Self::Iproute2 => in_path("ip"),
+            Self::LossyNetwork => Network::new().and_then(|network| network.lose(1)).ok().and_then(|()| in_path("nft")),
         }
     }
 
@@ -96,7 +114,8 @@ fn python_with(modules: &str) -> Option<PathBuf> {
     })
 }
 
-fn in_path(name: &str) -> Option<PathBuf> {
+/// Where a program is.
+pub(crate) fn in_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let more = ["/usr/sbin", "/usr/bin", "/usr/local/bin"].map(PathBuf::from);
     std::env::split_paths(&path).chain(more).map(|dir| dir.join(name)).find(|file| file.is_file())

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::link::Link;
+use crate::network::Network;
 use crate::process::{self, Process, Said};
 use crate::programs;
 use crate::wait;
@@ -24,6 +25,8 @@ pub struct Relay {
     dir: PathBuf,
     more_settings: String,
     process: Option<Process>,
+    /// The network that it runs in, where that is not this machine's.
+    network: Option<Network>,
     /// The line to the web door: enrolment.
     pub web: Link,
     /// The line to the satellites' door.
@@ -78,6 +81,7 @@ impl Relay {
             dir,
             more_settings: more_settings.to_owned(),
             process: None,
+            network: None,
             web: Link::new()?,
             session: Link::new()?,
         };
@@ -85,13 +89,36 @@ impl Relay {
         Ok(relay)
     }
 
+    /// The same in a network of its own; satellites reach it there, past the two links.
+    ///
+    /// # Errors
+    /// When no port is to be had or the directory can't be written.
+    pub fn in_network(dir: &Path, more_settings: &str, network: Network) -> Result<Self> {
+        let mut relay = Self::new(dir, more_settings)?;
+        relay.network = Some(network);
+        relay.write_settings()?;
+        Ok(relay)
+    }
+
+    /// The network of its own, where it has one.
+    #[must_use]
+    pub fn network(&self) -> Option<&Network> {
+        self.network.as_ref()
+    }
+
     fn write_settings(&self) -> Result<()> {
+        let (host, web, satellites) = match &self.network {
+            // Nobody else is in its network: any ports are free.
+            Some(network) => (network.address().to_string(), 8443, 8444),
+            None => ("localhost".to_owned(), self.web.port(), self.session.port()),
+        };
+        let listen = match &self.network {
+            Some(_) => format!("web_listen = \"{host}:{web}\"\nsatellites_listen = \"{host}:{satellites}\"\n"),
+            None => "web_listen = \"127.0.0.1:0\"\nsatellites_listen = \"127.0.0.1:0\"\n".to_owned(),
+        };
         // What the test adds comes first: it may be top-level keys, tables stand at its end.
         let settings = format!(
-            "log = \"debug\"\nweb_listen = \"127.0.0.1:0\"\nsatellites_listen = \"127.0.0.1:0\"\nweb_url = \"https://localhost:{}\"\n\
-             session_url = \"wss://localhost:{}\"\n{}\n",
-            self.web.port(),
-            self.session.port(),
+            "log = \"debug\"\n{listen}web_url = \"https://{host}:{web}\"\nsession_url = \"wss://{host}:{satellites}\"\n{}\n",
             self.more_settings
         );
         Ok(std::fs::write(self.settings(), settings)?)
@@ -137,7 +164,8 @@ impl Relay {
         if addresses.exists() {
             std::fs::remove_file(&addresses)?;
         }
-        let mut command = Command::new(&programs::programs()?.relay);
+        let program = &programs::programs()?.relay;
+        let mut command = self.network.as_ref().map_or_else(|| Command::new(program), |network| network.run(program));
         command.arg("serve").arg("--data-dir").arg(self.data_dir()).arg("--settings").arg(self.settings());
         let mut process = Process::start("satellite-relay", &mut command, &self.log())?;
         let found: Addresses = wait::until("the relay's doors", START_WITHIN, || {
@@ -149,6 +177,16 @@ impl Relay {
         self.web.lead_to(Some(found.web));
         self.session.lead_to(Some(found.satellites));
         Ok(())
+    }
+
+    /// Where its satellites' door is now, past the link.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn satellites_door(&self) -> Result<SocketAddr> {
+        let bytes = std::fs::read(self.data_dir().join("addresses.json")).context("the relay's addresses")?;
+        let addresses: Addresses = serde_json::from_slice(&bytes)?;
+        Ok(addresses.satellites)
     }
 
     fn running(&mut self) -> Result<Process> {

@@ -25,7 +25,7 @@ struct Long {
 }
 
 /// All of them.
-const ALL: [Long; 4] = [
+const ALL: [Long; 7] = [
     Long {
         name: "power",
         test: ("power", "an_acknowledged_record_survives_a_power_cut"),
@@ -49,6 +49,24 @@ const ALL: [Long; 4] = [
         test: ("outage", "both_ends_killed_at_random_moments_agree_in_the_end"),
         rounds: 200,
         round: "kill -9 of the satellite, the relay or both at a random moment",
+    },
+    Long {
+        name: "cut-bytes",
+        test: ("link", "a_session_that_is_cut_at_any_byte_is_made_good"),
+        rounds: 12_000,
+        round: "a session that is cut after one byte more than the one before, up and then down",
+    },
+    Long {
+        name: "cut-enrolments",
+        test: ("link", "an_enrolment_that_is_cut_at_any_byte_can_be_done_again"),
+        rounds: 6_000,
+        round: "an enrolment that is cut after one byte more than the one before, up and then down",
+    },
+    Long {
+        name: "middleman",
+        test: ("link", "lost_acknowledgements_and_repeated_and_reordered_blocks_do_no_harm"),
+        rounds: 1_000,
+        round: "a mood of somebody who loses ACKs and repeats and reorders blocks",
     },
 ];
 
