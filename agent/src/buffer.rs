@@ -28,6 +28,8 @@ mod meta;
 
 mod salvage;
 
+pub mod stock;
+
 pub mod sync;
 
 use std::path::PathBuf;

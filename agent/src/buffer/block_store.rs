@@ -1,7 +1,7 @@
 //! sled behind a small interface: keys, batches, scans, and errors that say what to do next.
 //!
 //! One tree. A key is a letter and big-endian numbers, so that blocks lie in the order of their places. Changes are
-//! gathered in one batch and are durable, all or nothing, after [`BlockStore::flush`].
+//! gathered in one batch and are durable, all or nothing, after [`Values::flush`].
 //!
 //! sled 0.34 panics on damage; every call into it is caught and becomes [`StoreError::Damaged`].
 //! Deliberately absent: `len()` (reads everything), `flush_async` (deadlocks), the background flusher.
@@ -15,7 +15,8 @@ use std::time::Duration;
 use satellite_shared::limits;
 use sled::IVec;
 
-use super::{Place, sync};
+use super::stock::Values;
+use super::{Place, directory, sync};
 
 /// Of sled's default, 1 GiB, a third stays resident; 8 MiB costs no speed here.
 const CACHE_BYTES: u64 = 8 << 20;
@@ -82,7 +83,7 @@ pub(super) fn place_of(key: &[u8]) -> Option<Place> {
 
 /// What a call into the store came to.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum StoreError {
+pub enum StoreError {
     /// No room on the disk; the store must be opened again once there is.
     #[error("no space left on the disk: {0}")]
     Full(io::Error),
@@ -124,12 +125,11 @@ impl From<io::Error> for StoreError {
     }
 }
 
-/// Changes that are made together.
+/// Changes that are made together, in order: the last one of a key counts.
 #[derive(Debug, Default)]
-pub(super) struct Changes {
-    batch: sled::Batch,
+pub struct Changes {
+    all: Vec<(Vec<u8>, Option<Vec<u8>>)>,
     bytes: u64,
-    count: usize,
 }
 
 impl Changes {
@@ -137,24 +137,30 @@ impl Changes {
     pub(super) fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
         debug_assert!(value.len() <= limits::BLOCK_BYTES_MAX, "longer values leave the log for files of their own");
         self.bytes += value.len() as u64;
-        self.count += 1;
-        self.batch.insert(key, value);
+        self.all.push((key, Some(value)));
     }
 
     /// Removes a value.
-    pub(super) fn remove(&mut self, key: impl Into<IVec>) {
-        self.count += 1;
-        self.batch.remove(key);
+    pub(super) fn remove(&mut self, key: Vec<u8>) {
+        self.all.push((key, None));
     }
 
     /// Bytes of the values set.
-    pub(super) fn bytes(&self) -> u64 {
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// How many keys are set or removed.
-    pub(super) fn count(&self) -> usize {
-        self.count
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Each key with the value that it is set to, or with none where it is removed.
+    #[must_use]
+    pub fn into_all(self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+        self.all
     }
 }
 
@@ -183,61 +189,6 @@ impl BlockStore {
         }
     }
 
-    /// One value.
-    pub(super) fn get(&self, key: &[u8]) -> Result<Option<IVec>, StoreError> {
-        guarded(|| self.db.get(key))
-    }
-
-    /// Keys and values from `from` (with it) to `below` (without it).
-    pub(super) fn scan(&self, from: &[u8], below: &[u8]) -> Scan {
-        Scan { iter: self.db.range(from..below), failed: false }
-    }
-
-    /// The blocks between two places, in order.
-    pub(super) fn blocks(&self, from: Place, below: Place) -> impl Iterator<Item = Result<(Place, IVec), StoreError>> {
-        self.scan(&block_key(from), &block_key(below)).map(|item| {
-            let (key, frame) = item?;
-            let place = place_of(&key).ok_or_else(|| StoreError::Damaged("a block's key is malformed".into()))?;
-            Ok((place, frame))
-        })
-    }
-
-    /// All blocks, oldest first.
-    pub(super) fn all_blocks(&self) -> impl Iterator<Item = Result<(Place, IVec), StoreError>> {
-        self.blocks(Place::default(), Place { opening: u32::MAX, seq: u64::MAX })
-    }
-
-    /// Makes changes together; durable after the next flush.
-    pub(super) fn apply(&self, changes: Changes) -> Result<(), StoreError> {
-        guarded(|| self.db.apply_batch(changes.batch))
-    }
-
-    /// Makes all changes so far durable.
-    pub(super) fn flush(&self) -> Result<(), StoreError> {
-        guarded(|| self.db.flush())?;
-        if let Some(file) = &self.own_sync {
-            file.sync_data()?;
-        }
-        Ok(())
-    }
-
-    /// Flushes what must have been written, and sees to it that flushing really reaches the disk from here on.
-    pub(super) fn flush_checked(&mut self) -> Result<(), StoreError> {
-        let before = sync::count();
-        self.flush()?;
-        if sync::count() == before && self.own_sync.is_none() {
-            tracing::error!(
-                dir = %self.dir.display(),
-                "sled's flush does not reach this build's fdatasync: every flush is followed by one of its own; \
-                 please report how this binary was built"
-            );
-            let file = File::open(self.dir.join("db"))?;
-            file.sync_data()?;
-            self.own_sync = Some(file);
-        }
-        Ok(())
-    }
-
     /// The length of sled's file, which never shrinks.
     pub(super) fn file_bytes(&self) -> u64 {
         std::fs::metadata(self.dir.join("db")).map_or(0, |meta| meta.len())
@@ -251,17 +202,64 @@ impl BlockStore {
     }
 }
 
-/// Keys and values in order.
-pub(super) struct Scan {
-    iter: sled::Iter,
-    failed: bool,
+impl Values for BlockStore {
+    type Bytes = IVec;
+
+    fn get(&self, key: &[u8]) -> Result<Option<IVec>, StoreError> {
+        guarded(|| self.db.get(key))
+    }
+
+    fn scan(&self, from: Vec<u8>, below: Vec<u8>) -> impl Iterator<Item = Result<(IVec, IVec), StoreError>> {
+        Scan { iter: self.db.range(from..below), failed: false }
+    }
+
+    fn last(&self, from: &[u8], below: &[u8]) -> Option<Result<IVec, StoreError>> {
+        let mut iter = self.db.range(from..below);
+        let last = guarded(|| iter.next_back().transpose()).transpose()?;
+        Some(last.map(|(_, value)| value))
+    }
+
+    fn apply(&self, changes: Changes) -> Result<(), StoreError> {
+        let mut batch = sled::Batch::default();
+        for (key, value) in changes.into_all() {
+            match value {
+                Some(value) => batch.insert(key, value),
+                None => batch.remove(key),
+            }
+        }
+        guarded(|| self.db.apply_batch(batch))
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        guarded(|| self.db.flush())?;
+        if let Some(file) = &self.own_sync {
+            file.sync_data()?;
+        }
+        Ok(())
+    }
+
+    fn flush_first(&mut self) -> Result<(), StoreError> {
+        let before = sync::count();
+        self.flush()?;
+        if sync::count() == before && self.own_sync.is_none() {
+            tracing::error!(
+                dir = %self.dir.display(),
+                "sled's flush does not reach this build's fdatasync: every flush is followed by one of its own; \
+                 please report how this binary was built"
+            );
+            let file = File::open(self.dir.join("db"))?;
+            file.sync_data()?;
+            self.own_sync = Some(file);
+        }
+        directory::sync_dir(&self.dir)?;
+        Ok(())
+    }
 }
 
-impl Scan {
-    /// The last key and value instead of the first.
-    pub(super) fn last_of(mut self) -> Option<Result<(IVec, IVec), StoreError>> {
-        guarded(|| self.iter.next_back().transpose()).transpose()
-    }
+/// Keys and values in order.
+struct Scan {
+    iter: sled::Iter,
+    failed: bool,
 }
 
 impl Iterator for Scan {

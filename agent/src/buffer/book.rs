@@ -8,7 +8,8 @@ use satellite_shared::id::Epoch;
 use satellite_shared::wire::block::{self, Header};
 use serde::{Deserialize, Serialize};
 
-use super::block_store::{self, BlockStore, Changes, HEAD_KEY, StoreError};
+use super::block_store::{self, Changes, HEAD_KEY, StoreError};
+use super::stock::Values;
 use super::{Loss, Place, eviction, meta};
 
 /// A piece of the recorder's notes: only pieces that changed are written.
@@ -152,9 +153,9 @@ pub(super) struct Book {
 
 impl Book {
     /// Reads the whole store once; `None` where it is empty.
-    pub(super) fn load(store: &BlockStore) -> Result<Option<Self>, StoreError> {
+    pub(super) fn load<S: Values>(store: &S) -> Result<Option<Self>, StoreError> {
         let Some(value) = store.get(HEAD_KEY)? else {
-            return match store.scan(&[0], &[0xff]).next() {
+            return match store.scan(vec![0], vec![0xff]).next() {
                 None => Ok(None),
                 Some(Ok(_)) => Err(damaged("its head is missing")),
                 Some(Err(error)) => Err(error),
@@ -171,7 +172,7 @@ impl Book {
             let held = held.filter(|held| held.descriptor.epoch == header.epoch);
             held.ok_or_else(|| damaged("a block belongs to no opening"))?.add(&header, frame.len());
         }
-        for item in store.scan(b"s", b"t") {
+        for item in store.scan(b"s".to_vec(), b"t".to_vec()) {
             let (key, frame) = item?;
             let opening = key.get(1..5).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
             let held = opening.and_then(|opening| book.openings.get_mut(&opening));
@@ -185,8 +186,8 @@ impl Book {
         Ok(Some(book))
     }
 
-    fn load_small_values(&mut self, store: &BlockStore) -> Result<(), StoreError> {
-        for item in store.scan(b"o", b"p") {
+    fn load_small_values<S: Values>(&mut self, store: &S) -> Result<(), StoreError> {
+        for item in store.scan(b"o".to_vec(), b"p".to_vec()) {
             let (_, value) = item?;
             let descriptor: Option<Descriptor> = small(&value);
             let descriptor = descriptor.ok_or_else(|| damaged("an opening's descriptor is malformed"))?;
@@ -294,15 +295,15 @@ impl Book {
     }
 
     /// Drops what older openings still have when they hold no block.
-    pub(super) fn drop_finished(&mut self, store: &BlockStore, changes: &mut Changes) -> Result<(), StoreError> {
+    pub(super) fn drop_finished<S: Values>(&mut self, store: &S, changes: &mut Changes) -> Result<(), StoreError> {
         let newest = self.head.opening;
         let finished: Vec<u32> =
             self.openings.iter().filter(|(n, held)| **n != newest && held.blocks == 0).map(|(n, _)| *n).collect();
         for opening in finished {
             let (from, below) =
                 (block_store::series_key(opening, 0), block_store::series_key(opening.saturating_add(1), 0));
-            for item in store.scan(&from, &below) {
-                changes.remove(item?.0);
+            for item in store.scan(from, below) {
+                changes.remove(item?.0.to_vec());
             }
             changes.remove(block_store::opening_key(opening));
             self.openings.remove(&opening);

@@ -17,30 +17,30 @@ const NAME: &str = "mark";
 
 /// What the store held.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Mark {
+pub struct Mark {
     /// The newest opening.
-    pub(super) opening: u32,
+    pub opening: u32,
     /// When, wall clock.
-    pub(super) wall_ms: i64,
+    pub wall_ms: i64,
     /// The openings that held blocks.
-    pub(super) held: Vec<HeldSpan>,
+    pub held: Vec<HeldSpan>,
 }
 
 /// From where to where blocks of an opening were held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct HeldSpan {
+pub struct HeldSpan {
     /// Which opening.
-    pub(super) opening: u32,
+    pub opening: u32,
     /// Its epoch.
-    pub(super) epoch: Epoch,
+    pub epoch: Epoch,
     /// The first record held.
-    pub(super) first_seq: u64,
+    pub first_seq: u64,
     /// Samples due before it.
-    pub(super) due_before: u64,
+    pub due_before: u64,
     /// The last record held.
-    pub(super) last_seq: u64,
+    pub last_seq: u64,
     /// Samples due up to it.
-    pub(super) due_through: u64,
+    pub due_through: u64,
 }
 
 impl Mark {

@@ -21,6 +21,7 @@ use satellite_shared::wire::block::{self, FrameKind, Header};
 use super::block_store::{self, BlockStore, Changes, HEAD_KEY, StoreError};
 use super::book::{Book, Descriptor, Head, Held};
 use super::mark::{HeldSpan, Mark};
+use super::stock::Values as _;
 use super::{Loss, Place, meta};
 
 /// Files up to this length are kept in memory while they are opened.

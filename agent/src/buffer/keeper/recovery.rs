@@ -3,20 +3,17 @@
 //! A new start begins an opening; a store that was lost while the program ran is made to say what was last
 //! acknowledged, so that the epoch goes on.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use satellite_shared::wire::block;
-
 use super::super::ballast::{Ballast, Room};
-use super::super::block_store::{self, BlockStore, Changes, StoreError};
-use super::super::book::{self, Book, Head, Held};
+use super::super::block_store::{BlockStore, Changes, StoreError};
 use super::super::directory::{self, Directory, DirectoryError};
 use super::super::mark::Mark;
-use super::super::{Health, Loss, OpenError, Place, ReadError, salvage};
-use super::{EMPTY_FILE_BYTES_MAX, FORGOTTEN_PER_BATCH, Keeper, RETRY_MS, Refusal, series_of};
+use super::super::stock::{Found, Stock, Values as _};
+use super::super::{Health, OpenError, ReadError, salvage};
+use super::{COPIED_PER_BATCH, EMPTY_FILE_BYTES_MAX, Keeper, RETRY_MS, Refusal};
 
 impl Keeper {
     /// The store is there, or was asked for again if it was time.
@@ -64,7 +61,6 @@ impl Keeper {
         if let Some(store) = self.store.take() {
             store.discard();
         }
-        self.unflushed = 0;
         if let Err(why) = self.try_again() {
             tracing::warn!(why, "the buffer's store can't be opened now; tried again every 30 s");
         }
@@ -76,15 +72,12 @@ impl Keeper {
             self.directory = Some(claimed);
         }
         let mark = self.mark.clone().or_else(|| Mark::read(&self.settings.dir)).unwrap_or_default();
-        let (store, found) = self.obtain(&mark).map_err(|error| self.refusal(error.into()))?;
-        self.store = Some(store);
-        let settled = if self.begun { self.reconcile(found) } else { self.begin(found, mark.opening) };
-        if let Err(error) = settled {
-            if let Some(store) = self.store.take() {
-                store.discard();
-            }
+        let (mut store, found) = self.obtain(&mark).map_err(|error| self.refusal(error.into()))?;
+        if let Err(error) = self.stock.settle(&mut store, found, mark.opening) {
+            store.discard();
             return Err(Refusal::Later(error.to_string()));
         }
+        self.store = Some(store);
         if let Ok(room) = Room::at(&self.settings.dir) {
             let floor = room.floor(self.settings.free_min_bytes, self.settings.free_min_percent);
             Ballast::of(&self.settings.dir).make(room, floor);
@@ -112,7 +105,7 @@ impl Keeper {
     }
 
     /// The store, read once; on a full disk with the ballast's help, after damage what could be salvaged.
-    fn obtain(&self, mark: &Mark) -> Result<(BlockStore, Option<Book>), StoreError> {
+    fn obtain(&self, mark: &Mark) -> Result<(BlockStore, Found), StoreError> {
         let dir = &self.settings.dir;
         let image = salvage::image(&dir.join("db")).unwrap_or_default();
         let mut opened = open_and_load(dir);
@@ -121,9 +114,9 @@ impl Keeper {
             opened = open_and_load(dir);
         }
         let why = match opened {
-            Ok((store, book)) => {
-                if !mark.is_ahead_of(&book.as_ref().map_or_else(Head::default, |book| book.head)) {
-                    return Ok((store, book));
+            Ok((store, found)) => {
+                if !found.is_behind(mark) {
+                    return Ok((store, found));
                 }
                 store.discard();
                 "it ends before what it had committed".into()
@@ -144,7 +137,7 @@ impl Keeper {
         salvaged
     }
 
-    fn salvage(&self, mark: &Mark, image: Option<&File>) -> Result<(BlockStore, Option<Book>), StoreError> {
+    fn salvage(&self, mark: &Mark, image: Option<&File>) -> Result<(BlockStore, Found), StoreError> {
         let directory = self.directory.as_ref().expect("claimed before anything is opened");
         let opened = match image {
             Some(image) => image.try_clone(),
@@ -155,7 +148,7 @@ impl Keeper {
             opened => opened?,
         };
         let finds = salvage::scan(&file)?;
-        let mut rescue = salvage::plan(&finds, mark, self.book.head.loss_next);
+        let mut rescue = salvage::plan(&finds, mark, self.stock.book.head.loss_next);
         let staged = BlockStore::open(&directory.stage()?)?;
         let written = salvage::write(&mut rescue, &file, &staged);
         staged.discard();
@@ -185,71 +178,6 @@ impl Keeper {
         }
     }
 
-    /// Writes this opening into a store that was just opened.
-    fn begin(&mut self, found: Option<Book>, marked: u32) -> Result<(), StoreError> {
-        let mut book = found.unwrap_or_default();
-        let mut changes = Changes::default();
-        let newest = book.openings.keys().next_back().copied().unwrap_or(0).max(book.head.opening);
-        self.descriptor.opening = newest.max(marked).saturating_add(1);
-        book.counter += 1;
-        book.head.opening = self.descriptor.opening;
-        (book.head.last_seq, book.head.due_through, book.head.next_series) = (0, 0, 0);
-        book.put_small(&block_store::opening_key(self.descriptor.opening), &self.descriptor, &mut changes);
-        book.openings.insert(self.descriptor.opening, Held::new(self.descriptor.clone()));
-        let store = self.store.as_mut().expect("set by the caller");
-        book.drop_finished(store, &mut changes)?;
-        book.put_head(&mut changes);
-        store.apply(changes)?;
-        store.flush_checked()?;
-        directory::sync_dir(&self.settings.dir)?;
-        self.late_notes = book.notes();
-        self.book = book;
-        self.last = Place { opening: self.descriptor.opening, seq: 0 };
-        self.begun = true;
-        Ok(())
-    }
-
-    /// Makes a store that was opened again say what was last acknowledged.
-    fn reconcile(&mut self, found: Option<Book>) -> Result<(), StoreError> {
-        let mut book = found.unwrap_or_default();
-        let acked = &self.book;
-        let opening = self.descriptor.opening;
-        let mut changes = Changes::default();
-        book.counter = book.counter.max(acked.counter) + 1;
-
-        let found_losses = std::mem::take(&mut book.losses);
-        let new = found_losses.iter().filter(|(ordinal, _)| **ordinal >= acked.head.loss_next);
-        let mut losses: BTreeMap<u64, Loss> = acked.losses.clone();
-        losses.extend(new.map(|(ordinal, loss)| (*ordinal, loss.clone())));
-        for ordinal in found_losses.keys().filter(|ordinal| !losses.contains_key(ordinal)) {
-            changes.remove(block_store::loss_key(*ordinal));
-        }
-        let loss_next = book.head.loss_next.max(acked.head.loss_next);
-        book.head = Head { loss_next, ..acked.head };
-        book.head.loss_first = losses.keys().next().copied().unwrap_or(loss_next);
-        for (ordinal, loss) in &losses {
-            book.put_small(&block_store::loss_key(*ordinal), loss, &mut changes);
-        }
-        book.losses = losses;
-
-        let store = self.store.as_mut().expect("set by the caller");
-        let held = book.openings.entry(opening).or_insert_with(|| Held::new(self.descriptor.clone()));
-        let from = Place { opening, seq: acked.head.last_seq.saturating_add(1) };
-        for item in store.blocks(from, Place { opening: opening.saturating_add(1), seq: 0 }) {
-            let (place, frame) = item?;
-            held.subtract(&book::header_at(place, &frame)?, frame.len());
-            changes.remove(block_store::block_key(place));
-        }
-        self.broken = trim_series(store, opening, acked.head.next_series, held, &mut changes)?;
-        book.put_small(&block_store::opening_key(opening), &self.descriptor, &mut changes);
-        book.put_notes(acked.notes.clone(), true, &mut changes);
-        book.put_head(&mut changes);
-        store.apply(changes)?;
-        store.flush_checked()?;
-        self.book = book;
-        Ok(())
-    }
-
     /// Begins a new directory in place of a long and empty one.
     pub(super) fn recreate(&mut self) {
         let before = self.store.as_ref().map_or(0, BlockStore::file_bytes);
@@ -272,7 +200,7 @@ impl Keeper {
             Ok(store) => {
                 tracing::info!(file_bytes = before, "the empty buffer's file was replaced by a shorter one");
                 self.store = Some(store);
-                self.unflushed = 0;
+                self.stock.unflushed = 0;
                 self.publish();
                 self.write_mark();
             }
@@ -290,50 +218,28 @@ impl Keeper {
 
     fn fill(&self, store: &BlockStore, new: &BlockStore) -> Result<(), StoreError> {
         let mut changes = Changes::default();
-        for item in store.scan(b"s", b"t") {
+        for item in store.scan(b"s".to_vec(), b"t".to_vec()) {
             let (key, frame) = item?;
             changes.put(key.to_vec(), frame.to_vec());
-            if changes.count() >= FORGOTTEN_PER_BATCH {
+            if changes.count() >= COPIED_PER_BATCH {
                 new.apply(std::mem::take(&mut changes))?;
             }
         }
-        self.book.clone().put_all_small(&mut changes);
+        self.stock.book.clone().put_all_small(&mut changes);
         new.apply(changes)?;
         new.flush()
     }
 }
 
-fn open_and_load(dir: &Path) -> Result<(BlockStore, Option<Book>), StoreError> {
+fn open_and_load(dir: &Path) -> Result<(BlockStore, Found), StoreError> {
     let store = BlockStore::open(dir)?;
-    match Book::load(&store) {
-        Ok(book) => Ok((store, book)),
+    match Stock::find(&store) {
+        Ok(found) => Ok((store, found)),
         Err(error) => {
             store.discard();
             Err(error)
         }
     }
-}
-
-/// Removes series beyond the acknowledged ones; why the acknowledged ones are not all there, if they are not.
-fn trim_series(
-    store: &BlockStore,
-    opening: u32,
-    next_series: u64,
-    held: &mut Held,
-    changes: &mut Changes,
-) -> Result<Option<String>, StoreError> {
-    let mut next = 0;
-    for frame in series_of(store, opening)? {
-        let header = block::header(&frame).map_err(|error| StoreError::Damaged(error.to_string()))?;
-        if header.first_seq >= next_series {
-            changes.remove(block_store::series_key(opening, header.first_seq));
-            held.series_bytes = held.series_bytes.saturating_sub(frame.len() as u64);
-        } else if header.first_seq == next {
-            next = header.last_seq() + 1;
-        }
-    }
-    let lacks = next != next_series;
-    Ok(lacks.then(|| "descriptors of series were lost with the damaged store: restart the satellite".into()))
 }
 
 #[cfg(test)]
@@ -342,9 +248,10 @@ mod tests {
 
     use satellite_shared::gap::Reason;
     use satellite_shared::ranges::Ranges;
+    use satellite_shared::wire::block;
 
     use super::super::super::tests::{Writer, clock, settings};
-    use super::super::super::{Commit, CommitError, StoredBlock};
+    use super::super::super::{Commit, CommitError, Place, StoredBlock};
     use super::*;
 
     fn open(root: &Path, bytes_max: u64) -> (Keeper, Writer) {
@@ -378,11 +285,11 @@ mod tests {
         keeper.on_commit(&blocks(vec![writer.samples(7)])).unwrap();
         assert_eq!(keeper.state.borrow().health, Health::Healthy);
         assert_eq!(keeper.state.borrow().last_seq, 18);
-        assert_eq!(keeper.book.notes().unwrap(), b"first");
+        assert_eq!(keeper.stock.book.notes().unwrap(), b"first");
         keeper.finish();
         let (mut keeper, _) = open(root.path(), 1 << 20);
         assert_eq!(all(&mut keeper).len(), 3);
-        assert!(keeper.book.losses.is_empty());
+        assert!(keeper.stock.book.losses.is_empty());
     }
 
     #[test]
@@ -392,7 +299,7 @@ mod tests {
         let series = vec![writer.descriptors(3)];
         let first = Commit { series, notes: b"first".to_vec(), ..blocks(vec![writer.samples(200)]) };
         keeper.on_commit(&first).unwrap();
-        let acked = keeper.book.clone();
+        let acked = keeper.stock.book.clone();
         let (seq, due) = (writer.seq, writer.due);
         // It evicts the first block, and adds a block and a series.
         let series = vec![writer.descriptors(2)];
@@ -400,12 +307,12 @@ mod tests {
         let losses = keeper.on_commit(&second).unwrap().losses;
         assert_eq!(losses.len(), 1);
         // As if its flush had failed after all.
-        keeper.book = acked;
+        keeper.stock.book = acked;
         fail(&mut keeper);
 
         assert!(all(&mut keeper).is_empty(), "the first was evicted, the second never happened");
-        assert_eq!(keeper.book.head.last_seq, seq);
-        assert_eq!(keeper.book.notes().unwrap(), b"first");
+        assert_eq!(keeper.stock.book.head.last_seq, seq);
+        assert_eq!(keeper.stock.book.notes().unwrap(), b"first");
         assert_eq!(keeper.on_series(1).unwrap().len(), 1);
         (writer.seq, writer.due, writer.series) = (seq, due, 3);
         let other = Commit { series: vec![writer.descriptors(4)], ..blocks(vec![writer.samples(50)]) };
@@ -413,10 +320,10 @@ mod tests {
         assert_eq!(all(&mut keeper).len(), 1);
         let explained = Commit { losses_explained: 1, ..blocks(vec![writer.samples(1)]) };
         keeper.on_commit(&explained).unwrap();
-        let acked = keeper.book.clone();
+        let acked = keeper.stock.book.clone();
         keeper.finish();
         let (keeper, _) = open(root.path(), 3_000);
-        assert_eq!(keeper.book.losses, acked.losses);
+        assert_eq!(keeper.stock.book.losses, acked.losses);
     }
 
     #[test]
@@ -425,10 +332,10 @@ mod tests {
         let (mut keeper, mut writer) = open(root.path(), 3_000);
         keeper.on_commit(&blocks(vec![writer.samples(200)])).unwrap();
         let losses = keeper.on_commit(&blocks(vec![writer.samples(200)])).unwrap().losses;
-        let acked = keeper.book.clone();
+        let acked = keeper.stock.book.clone();
         let (seq, due) = (writer.seq, writer.due);
         keeper.on_commit(&Commit { losses_explained: 1, ..blocks(vec![writer.samples(1)]) }).unwrap();
-        keeper.book = acked;
+        keeper.stock.book = acked;
         fail(&mut keeper);
         (writer.seq, writer.due) = (seq, due);
         assert_eq!(keeper.on_commit(&blocks(vec![writer.samples(1)])).unwrap().losses, losses);
@@ -452,7 +359,7 @@ mod tests {
             let header = block::header(&block.frame).unwrap();
             covered.insert(header.first_seq, header.last_seq());
         }
-        for loss in keeper.book.losses.values() {
+        for loss in keeper.stock.book.losses.values() {
             assert_eq!(loss.reason, Reason::Corrupt);
             covered.insert(loss.lost.first_seq, loss.lost.last_seq);
         }
@@ -474,7 +381,8 @@ mod tests {
         assert!(matches!(keeper.on_commit(&blocks(vec![writer.samples(1)])), Err(CommitError::Damaged { .. })));
         keeper.finish();
         let (mut keeper, mut writer) = open(root.path(), 1 << 20);
-        let lost: Vec<_> = keeper.book.losses.values().map(|loss| (loss.lost.first_seq, loss.lost.last_seq)).collect();
+        let lost: Vec<_> =
+            keeper.stock.book.losses.values().map(|loss| (loss.lost.first_seq, loss.lost.last_seq)).collect();
         assert_eq!(lost, [(1, seq)]);
         keeper.on_commit(&blocks(vec![writer.samples(1)])).unwrap();
     }
