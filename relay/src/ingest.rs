@@ -7,11 +7,11 @@
 //!
 //! Every block is answered exactly once, unless the relay stops first: then it was not acknowledged, and comes again.
 
-mod commit;
+pub mod commit;
 
-mod intake;
+pub mod intake;
 
-mod recovery;
+pub mod recovery;
 
 mod tally;
 

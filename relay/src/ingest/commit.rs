@@ -16,7 +16,7 @@ use futures_util::stream::FuturesUnordered;
 
 use crate::ingest::Parts;
 use crate::ingest::intake::Filling;
-use crate::registry::batches::{Content, ObjectSize};
+use crate::registry::batches::{Content, Holding, ObjectSize};
 use crate::registry::{DeadLetter, Intent, RegistryError};
 use crate::sink::Batch;
 use crate::sink::archive::layout::BatchId;
@@ -43,6 +43,30 @@ pub enum CommitError {
     Ended(#[source] RegistryError),
 }
 
+/// One step of a commit. Each is repeated until it succeeds; only then comes the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// The registry writes the intent down.
+    Intend,
+    /// Every object is put.
+    Put,
+    /// The registry ends the batch, and adds what it holds to the streams.
+    Finish,
+}
+
+/// The steps of a batch of these objects, in order. A batch that only sets frames aside has none to put.
+#[must_use]
+pub fn steps(objects: &[Object]) -> &'static [Step] {
+    if objects.is_empty() { &[Step::Finish] } else { &[Step::Intend, Step::Put, Step::Finish] }
+}
+
+/// What is written down of a batch of these objects; nothing where there are none.
+#[must_use]
+pub fn intent(id: &BatchId, objects: &[Object], holds: Vec<Holding>) -> Option<Intent> {
+    let objects: Vec<ObjectSize> = objects.iter().map(size_of).collect();
+    (!objects.is_empty()).then(|| Intent { id: id.to_string(), content: Content { objects, holds } })
+}
+
 /// Commits what was sealed; gives it back with what became of it.
 pub(super) async fn commit(parts: Parts, mut sealed: Filling) -> (Filling, Result<(), CommitError>) {
     let id = sealed.batch.id.clone();
@@ -63,31 +87,35 @@ async fn store(
     let rows = batch.rows;
     let started_ms = parts.clock.now().mono_ms;
     let objects = encode(batch).await?;
-    let intent = (!objects.is_empty()).then(|| Intent {
-        id: id.to_string(),
-        content: Content { objects: objects.iter().map(size_of).collect(), holds: sealed.holdings() },
-    });
-    if let Some(intent) = &intent {
-        persist("write a batch down", || async {
-            parts.registry.intend(intent, parts.clock.now().wall_ms).await.map_err(|e| (e, true))
-        })
-        .await
-        .map_err(CommitError::Ended)?;
-        put(parts, &objects).await;
+    let intent = intent(id, &objects, sealed.holdings());
+    for step in steps(&objects) {
+        match step {
+            Step::Intend => intend(parts, intent.as_ref()).await?,
+            Step::Put => put(parts, &objects).await,
+            Step::Finish => finish(parts, intent.as_ref(), letters).await?,
+        }
     }
-    persist("end a batch", || async {
-        let finished = parts.registry.finish(intent.as_ref(), letters, parts.clock.now().wall_ms).await;
-        finished.map_err(|error| {
-            let passes = !matches!(error, RegistryError::Content { what: "batch", .. });
-            (error, passes)
-        })
-    })
-    .await
-    .map_err(CommitError::Ended)?;
     let bytes: usize = objects.iter().map(|object| object.bytes.len()).sum();
     let took_ms = parts.clock.now().mono_ms.saturating_sub(started_ms);
     tracing::debug!(batch = %id, rows, objects = objects.len(), bytes, letters = letters.len(), took_ms, "committed");
     Ok(())
+}
+
+async fn intend(parts: &Parts, intent: Option<&Intent>) -> Result<(), CommitError> {
+    let Some(intent) = intent else { return Ok(()) };
+    let act = || async { parts.registry.intend(intent, parts.clock.now().wall_ms).await.map_err(|e| (e, true)) };
+    persist("write a batch down", act).await.map_err(CommitError::Ended)
+}
+
+async fn finish(parts: &Parts, intent: Option<&Intent>, letters: &[DeadLetter]) -> Result<(), CommitError> {
+    let act = || async {
+        let finished = parts.registry.finish(intent, letters, parts.clock.now().wall_ms).await;
+        finished.map_err(|error| {
+            let passes = !matches!(error, RegistryError::Content { what: "batch", .. });
+            (error, passes)
+        })
+    };
+    persist("end a batch", act).await.map_err(CommitError::Ended)
 }
 
 async fn encode(batch: Batch) -> Result<Vec<Object>, CommitError> {

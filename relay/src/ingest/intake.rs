@@ -27,7 +27,7 @@ use crate::sink::archive::layout::BatchId;
 use crate::sink::{Batch, Origin, check_gaps};
 
 /// One epoch of one satellite.
-pub(super) type Stream = (SatelliteId, Epoch);
+pub type Stream = (SatelliteId, Epoch);
 
 /// Watermarks kept in memory; the least recently used quarter goes when there are more.
 const STREAMS_MAX: usize = 4_096;
@@ -38,13 +38,13 @@ const PIECES_MAX: usize = 100_000;
 
 /// What has been taken since the last commit.
 #[derive(Debug)]
-pub(super) struct Filling {
+pub struct Filling {
     /// What goes into storage.
-    pub(super) batch: Batch,
+    pub batch: Batch,
     /// What that adds to the accounts.
     holds: BTreeMap<Stream, Tally>,
     /// What is set aside.
-    pub(super) letters: Vec<DeadLetter>,
+    pub letters: Vec<DeadLetter>,
     /// Whose numbers those are.
     letter_streams: Vec<Stream>,
     /// Whom to answer when it is committed.
@@ -69,22 +69,22 @@ struct Reply {
 
 /// When a batch is large or old enough.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Bounds {
+pub struct Bounds {
     /// Samples and gaps.
-    pub(super) rows_max: usize,
+    pub rows_max: usize,
     /// Bytes of frames.
-    pub(super) bytes_max: usize,
+    pub bytes_max: usize,
     /// Age of the first block.
-    pub(super) age_ms_max: u64,
+    pub age_ms_max: u64,
     /// With this many rows, a pause of `idle_ms` is enough.
-    pub(super) idle_rows: usize,
+    pub idle_rows: usize,
     /// A pause after which satellites that drain a backlog have used up their credit.
-    pub(super) idle_ms: u64,
+    pub idle_ms: u64,
 }
 
 /// The state between the sessions and the commits.
 #[derive(Debug)]
-pub(super) struct Intake {
+pub struct Intake {
     committed: HashMap<Stream, Known>,
     tip: HashMap<Stream, Watermark>,
     filling: Filling,
@@ -98,12 +98,15 @@ struct Known {
 }
 
 impl Intake {
-    pub(super) fn new(id: BatchId) -> Self {
+    /// Nothing is known, and the first batch has this name.
+    #[must_use]
+    pub fn new(id: BatchId) -> Self {
         Self { committed: HashMap::new(), tip: HashMap::new(), filling: Filling::new(id), uses: 0 }
     }
 
     /// The streams that must be learnt before the block can be taken.
-    pub(super) fn unknown(&self, block: &Block) -> Vec<Stream> {
+    #[must_use]
+    pub fn unknown(&self, block: &Block) -> Vec<Stream> {
         let mut epochs = BTreeSet::from([block.header.epoch]);
         if let BlockBody::Gaps(gaps) = &block.body {
             epochs.extend(gaps.iter().filter_map(|gap| gap.lost).map(|lost| lost.epoch));
@@ -113,13 +116,13 @@ impl Intake {
     }
 
     /// Learns what the registry holds of a stream.
-    pub(super) fn learn(&mut self, stream: Stream, watermark: Watermark) {
+    pub fn learn(&mut self, stream: Stream, watermark: Watermark) {
         self.uses += 1;
         self.committed.insert(stream, Known { watermark, used: self.uses });
     }
 
     /// Forgets what was not used for longest, when there is too much. What is forgotten can be learnt again.
-    pub(super) fn forget(&mut self) {
+    pub fn forget(&mut self) {
         if self.committed.len() > STREAMS_MAX {
             let mut uses: Vec<u64> = self.committed.values().map(|known| known.used).collect();
             let (_, &mut oldest_kept, _) = uses.select_nth_unstable(STREAMS_MAX / 4);
@@ -128,7 +131,8 @@ impl Intake {
     }
 
     /// Whether the block must wait for a new batch.
-    pub(super) fn is_too_wide_with(&self, block: &Block, received_ms: i64) -> bool {
+    #[must_use]
+    pub fn is_too_wide_with(&self, block: &Block, received_ms: i64) -> bool {
         match &block.body {
             BlockBody::Samples { groups, .. } => self.filling.batch.is_too_wide_with(groups, received_ms),
             BlockBody::Gaps(_) | BlockBody::Dead(_) => false,
@@ -136,7 +140,7 @@ impl Intake {
     }
 
     /// Takes a block, or answers it.
-    pub(super) fn take(&mut self, block: Block, received_ms: i64, mono_ms: u64) {
+    pub fn take(&mut self, block: Block, received_ms: i64, mono_ms: u64) {
         let Header { epoch, first_seq, .. } = block.header;
         let last_seq = block.header.last_seq();
         let stream = (block.satellite.clone(), epoch);
@@ -230,7 +234,8 @@ impl Intake {
     }
 
     /// How long until the batch should be committed; `None` while there is nothing to commit.
-    pub(super) fn due_in_ms(&self, bounds: &Bounds, mono_ms: u64) -> Option<u64> {
+    #[must_use]
+    pub fn due_in_ms(&self, bounds: &Bounds, mono_ms: u64) -> Option<u64> {
         let filling = &self.filling;
         if filling.replies.is_empty() {
             return None;
@@ -244,7 +249,8 @@ impl Intake {
     }
 
     /// Whether the batch can take no more.
-    pub(super) fn is_full(&self, bounds: &Bounds) -> bool {
+    #[must_use]
+    pub fn is_full(&self, bounds: &Bounds) -> bool {
         let Filling { batch, bytes, replies, letters, .. } = &self.filling;
         batch.rows >= bounds.rows_max
             || *bytes >= bounds.bytes_max
@@ -253,12 +259,13 @@ impl Intake {
     }
 
     /// Closes the batch that was filled and opens another.
-    pub(super) fn seal(&mut self, next: BatchId) -> Filling {
+    #[must_use]
+    pub fn seal(&mut self, next: BatchId) -> Filling {
         std::mem::replace(&mut self.filling, Filling::new(next))
     }
 
     /// What was sealed is committed: answers for it, and for all that waited for nothing else.
-    pub(super) fn committed(&mut self, sealed: Filling) {
+    pub fn committed(&mut self, sealed: Filling) {
         for (stream, span) in sealed.spans() {
             if let Some(known) = self.committed.get_mut(stream) {
                 known.watermark.insert(span);
@@ -273,7 +280,7 @@ impl Intake {
     }
 
     /// What was sealed can't be committed: gives it and all that came after back.
-    pub(super) fn failed(&mut self, sealed: Filling, next: BatchId, message: &str) {
+    pub fn failed(&mut self, sealed: Filling, next: BatchId, message: &str) {
         let after = self.seal(next);
         self.tip.clear();
         let replies = sealed.replies.into_iter().chain(after.replies);
@@ -296,7 +303,8 @@ impl Filling {
     }
 
     /// What the objects hold, for the registry.
-    pub(super) fn holdings(&self) -> Vec<Holding> {
+    #[must_use]
+    pub fn holdings(&self) -> Vec<Holding> {
         let holding = |((satellite, epoch), tally): (&Stream, &Tally)| Holding {
             satellite: satellite.clone(),
             epoch: *epoch,
