@@ -24,6 +24,9 @@ use std::process::ExitCode;
 use chrono::{DateTime, SecondsFormat};
 use clap::{Args, Parser, Subcommand};
 use satellite_shared::clock::{Clock, SystemClock};
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
 
 use crate::data_dir::{self, DataDir, DataDirError};
 use crate::registry::{Registry, RegistryError};
@@ -252,14 +255,16 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     lines.join("\n")
 }
 
-/// Logs to stderr; without times under systemd, which has its own.
-fn log_to_stderr(level: tracing::Level) {
+/// Logs to stderr; without times under systemd, which has its own. Libraries tell each step only at `trace`.
+fn log_to_stderr(level: Level) {
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let of_libraries = if level == Level::TRACE { level } else { level.min(Level::INFO) };
+    let targets = Targets::new().with_default(of_libraries).with_target("satellite", level);
     let builder = tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(level).with_ansi(colours);
     let installed = if std::env::var_os("JOURNAL_STREAM").is_some() {
-        tracing::subscriber::set_global_default(builder.without_time().finish())
+        tracing::subscriber::set_global_default(builder.without_time().finish().with(targets))
     } else {
-        tracing::subscriber::set_global_default(builder.finish())
+        tracing::subscriber::set_global_default(builder.finish().with(targets))
     };
     // An error only means that a test has installed one before.
     drop(installed);

@@ -1,9 +1,12 @@
-"""Reads what a relay has stored, with pyarrow and nothing of ours, and says whether the promise was kept.
+"""Reads what a relay has stored, with pyarrow, sqlite3 and nothing of ours, and says whether the promise was kept.
 
     check.py RECORDS [DEVICE_LOGS]
 
-RECORDS is the folder with `samples` and `gaps`. DEVICE_LOGS is what the simulated devices saw. One JSON document on
-stdout: per satellite and in all, what is stored, explained, duplicated, unexpected, altered, lost, out of order.
+RECORDS is the folder with `samples` and `gaps`; `registry.db` beside it, if there, adds the dead letters and what the
+relay claims to have. DEVICE_LOGS is what the simulated devices saw. One JSON document on stdout: per satellite and
+epoch, and in all, what is stored, explained, set aside, lost, duplicated, unexpected, altered, out of order.
+
+A number that an epoch gave is exactly one of: a sample, a gap, in a dead letter, or in the loss that a gap tells of.
 """
 
 import bisect
@@ -11,6 +14,7 @@ import collections
 import datetime
 import json
 import pathlib
+import sqlite3
 import sys
 
 import pyarrow.parquet as pq
@@ -51,7 +55,7 @@ def count_within(sorted_numbers, first, last):
 
 def merged(ranges):
     whole = []
-    for first, last in sorted(ranges):
+    for first, last in sorted(tuple(pair) for pair in ranges):
         if whole and first <= whole[-1][1] + 1:
             whole[-1][1] = max(whole[-1][1], last)
         else:
@@ -59,34 +63,56 @@ def merged(ranges):
     return whole
 
 
-def check_numbers(samples, gaps):
-    """Per satellite and epoch: every number from 1 is there once, or was told lost."""
-    numbers = collections.defaultdict(list)
+def read_registry(path):
+    """The dead letters' spans, and the spans that the relay claims to have, by satellite and epoch."""
+    letters, claims = collections.defaultdict(list), {}
+    if path.is_file():
+        with sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30) as registry:
+            for satellite, epoch, first, last in registry.execute("SELECT satellite, epoch, first_seq, last_seq FROM dead_letters"):
+                letters[satellite, epoch].append((first, last))
+            for satellite, epoch, spans in registry.execute("SELECT satellite, epoch, spans FROM streams"):
+                claims[satellite, epoch] = merged((span[0], span[1]) for span in json.loads(spans))
+    return letters, claims
+
+
+def without(ranges, numbers):
+    """How many of these ranges' numbers are not among the sorted numbers."""
+    return sum(last - first + 1 - count_within(numbers, first, last) for first, last in ranges)
+
+
+def check_numbers(samples, gaps, letters, claims):
+    """Per satellite and epoch: every number from 1 is there once, set aside, or told lost; and the relay knows it."""
+    records = collections.defaultdict(list)
+    explained = collections.Counter()
     lost = collections.defaultdict(list)
-    for row in samples:
-        numbers[row["satellite"], row["epoch"]].append(row["seq"])
+    stored = collections.Counter((row["satellite"], row["epoch"]) for row in samples)
+    for row in samples + gaps:
+        records[row["satellite"], row["epoch"]].append(row["seq"])
     for row in gaps:
-        numbers[row["satellite"], row["epoch"]].append(row["seq"])
+        explained[row["satellite"], row["lost_epoch"] or row["epoch"]] += row["count"]
         if row["lost_epoch"]:
             lost[row["satellite"], row["lost_epoch"]].append((row["lost_first_seq"], row["lost_last_seq"]))
     epochs = []
-    for key in sorted(set(numbers) | set(lost)):
-        have = sorted(numbers[key])
+    for key in sorted(set(records) | set(lost) | set(letters)):
+        have = sorted(records[key])
         unique = sorted(set(have))
+        aside = merged(letters[key])
         told = merged(lost[key])
-        last = max(unique[-1:] + [range_last for _, range_last in told])
-        in_lost = sum(count_within(unique, first, range_last) for first, range_last in told)
-        told_lost = sum(range_last - first + 1 for first, range_last in told)
+        covered = merged([(n, n) for n in unique] + aside + told)
+        last = covered[-1][1]
         epochs.append(
             {
                 "satellite": key[0],
                 "epoch": key[1],
-                "records": len(have),
+                "stored": stored[key],
+                "explained": explained[key],
+                "set_aside": sum(end - first + 1 for first, end in aside),
                 "last_seq": last,
-                "duplicates": len(have) - len(unique),
-                "told_lost": told_lost - in_lost,
-                "lost_but_stored": in_lost,
-                "holes": last - len(unique) - (told_lost - in_lost),
+                "lost": last - sum(end - first + 1 for first, end in covered),
+                "duplicated": len(have) - len(unique) + sum(count_within(unique, first, end) for first, end in aside),
+                "unexpected": sum(n < 1 for n in unique),
+                "told_lost": without(told, unique),
+                "claims_differ": int(claims.get(key, covered) != covered),
             }
         )
     return epochs
@@ -136,7 +162,7 @@ def main():
     samples = list(rows(records / "samples"))
     gaps = list(rows(records / "gaps"))
     logs = json.loads(pathlib.Path(sys.argv[2]).read_text()) if len(sys.argv) > 2 else []
-    epochs = check_numbers(samples, gaps)
+    epochs = check_numbers(samples, gaps, *read_registry(records.parent / "registry.db"))
     devices = [check_device(log, samples, gaps) for log in logs]
     reasons = collections.Counter()
     for gap in gaps:
@@ -153,11 +179,13 @@ def main():
         "stored": len(samples),
         "explained": sum(s["explained"] for s in satellites.values()),
         "gaps": len(gaps),
-        "duplicates": sum(e["duplicates"] for e in epochs) + sum(d["duplicates"] for d in devices),
-        "unexpected": sum(d["unexpected"] for d in devices),
+        "duplicates": sum(e["duplicated"] for e in epochs) + sum(d["duplicates"] for d in devices),
+        "unexpected": sum(e["unexpected"] for e in epochs) + sum(d["unexpected"] for d in devices),
         "altered": sum(d["altered"] for d in devices),
         "out_of_order": sum(d["out_of_order"] for d in devices),
-        "lost": sum(e["holes"] for e in epochs) + sum(d["lost"] for d in devices),
+        "set_aside": sum(e["set_aside"] for e in epochs),
+        "claims_differ": sum(e["claims_differ"] for e in epochs),
+        "lost": sum(e["lost"] for e in epochs) + sum(d["lost"] for d in devices),
         "reasons": dict(reasons),
         "names": sorted({s["name"] for s in samples}),
         "satellites": satellites,

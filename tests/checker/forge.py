@@ -2,12 +2,14 @@
 
     forge.py FOLDER FAULT
 
-FAULT is `none`, `lost`, `explained`, `evicted`, `duplicate`, `unexpected`, `altered` or `hole`. For testing the checker.
+FAULT is `none`, `lost`, `explained`, `evicted`, `set_aside`, `duplicate`, `unexpected`, `altered`, `hole`, `aside_twice`
+or `claims`. For testing the checker.
 """
 
 import datetime
 import json
 import pathlib
+import sqlite3
 import sys
 
 import pyarrow
@@ -64,4 +66,19 @@ labels = [("labels", pyarrow.map_(text, text))]
 write("samples", samples, ["time"], both + labels + [("name", text), ("value", pyarrow.float64())])
 lost = [("lost_epoch", text), ("lost_first_seq", number), ("lost_last_seq", number)]
 write("gaps", gaps, ["from", "to"], both + lost + [("count", number), ("reason", text), ("metric", text)])
+
+# What a registry says of these records: all of them, in one span, and a dead letter where two samples were.
+told = len(samples) + len(gaps) + (2 if fault == "evicted" else 0)
+with sqlite3.connect(folder / "registry.db") as registry:
+    registry.execute("CREATE TABLE dead_letters (satellite, epoch, first_seq, last_seq)")
+    registry.execute("CREATE TABLE streams (satellite, epoch, spans)")
+    if fault in ("set_aside", "aside_twice"):
+        registry.execute("INSERT INTO dead_letters VALUES ('st_a', ?, ?, ?)", ("e" * 32, told + 1, told + 2))
+        told += 2
+    if fault == "aside_twice":
+        registry.execute("INSERT INTO dead_letters VALUES ('st_a', ?, 7, 8)", ("e" * 32,))
+    if fault == "claims":
+        told += 1
+    if fault not in ("hole", "duplicate"):
+        registry.execute("INSERT INTO streams VALUES ('st_a', ?, ?)", ("e" * 32, json.dumps([[1, told, 0, told]])))
 (folder / "log.json").write_text(json.dumps([{"device": "plug", "requests": requests}]))

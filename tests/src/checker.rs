@@ -35,6 +35,10 @@ pub struct Verdict {
     pub lost: u64,
     /// Explained samples by reason.
     pub reasons: BTreeMap<String, u64>,
+    /// Records in frames that were set aside.
+    pub set_aside: u64,
+    /// Epochs of which the relay's registry claims other records than there are.
+    pub claims_differ: u64,
     /// The metric names that are stored.
     pub names: Vec<String>,
     /// Per satellite.
@@ -81,7 +85,8 @@ impl Verdict {
         serde_json::from_str(&said).context("the checker's answer")
     }
 
-    /// Nothing lost, doubled, altered, made up or out of order, and every due sample stored or explained.
+    /// Nothing lost, doubled, altered, made up or out of order, every due sample stored or explained, and the relay
+    /// claims to have what it has.
     ///
     /// # Errors
     /// With all that was found.
@@ -92,6 +97,7 @@ impl Verdict {
             ("unexpected", self.unexpected),
             ("altered", self.altered),
             ("out_of_order", self.out_of_order),
+            ("claims_differ", self.claims_differ),
         ];
         let found: Vec<String> =
             faults.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{what}: {n}")).collect();

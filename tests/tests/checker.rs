@@ -25,7 +25,8 @@ fn judged(dir: &Path, fault: &str) -> Result<Verdict> {
 }
 
 fn whole(dir: &Path) -> Result<()> {
-    for (fault, stored, explained) in [("none", 40, 0), ("explained", 38, 2), ("evicted", 38, 2)] {
+    for (fault, stored, explained) in [("none", 40, 0), ("explained", 38, 2), ("evicted", 38, 2), ("set_aside", 40, 0)]
+    {
         let verdict = judged(dir, fault)?;
         verdict.must_be_whole()?;
         ensure!((verdict.stored, verdict.explained) == (stored, explained), "{fault}: {verdict:?}");
@@ -40,6 +41,8 @@ fn faults(dir: &Path) -> Result<()> {
         ("duplicate", "duplicates: 2"),
         ("unexpected", "unexpected: 1"),
         ("altered", "altered: 2"),
+        ("aside_twice", "duplicates: 2"),
+        ("claims", "claims_differ: 1"),
     ] {
         let said = judged(dir, fault)?.must_be_whole().err().map(|error| error.to_string()).unwrap_or_default();
         ensure!(said.contains(found), "{fault}: expected `{found}`, got `{said}`");

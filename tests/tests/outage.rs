@@ -203,7 +203,6 @@ fn half_open_link(dir: &Path) -> Result<()> {
 fn slow_link(dir: &Path) -> Result<()> {
     let (plug, page) = two_devices()?;
     let mut house = House::new(dir, &[&plug, &page])?;
-    house.relay.session.delay(Duration::from_millis(300));
     house.relay.session.throttle(4_000);
     house.configure(&format!("{}{}", document(&plug, &page), host_document()))?;
     house.wait_for_polls(&plug, 20)?;
