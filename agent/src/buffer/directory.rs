@@ -170,9 +170,15 @@ fn name(path: &Path) -> String {
 }
 
 /// `None` where no format is said, or nothing that could be one: such a directory is ours to judge by its store.
+/// The number stands there twice, so that a flipped bit does not make a newer format of it.
 fn read_format(path: &Path) -> io::Result<Option<u32>> {
     match std::fs::read(path.join("format")) {
-        Ok(text) => Ok(String::from_utf8_lossy(&text).split_whitespace().next().and_then(|word| word.parse().ok())),
+        Ok(text) => {
+            let text = String::from_utf8_lossy(&text);
+            let mut numbers = text.split_whitespace().map(str::parse::<u32>);
+            let (first, second) = (numbers.next().and_then(Result::ok), numbers.next().and_then(Result::ok));
+            Ok(first.filter(|first| second.is_none_or(|second| second == *first)))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
@@ -180,7 +186,7 @@ fn read_format(path: &Path) -> io::Result<Option<u32>> {
 
 fn write_format(path: &Path) -> io::Result<()> {
     let new = path.join("format.new");
-    std::fs::write(&new, format!("{FORMAT}\n"))?;
+    std::fs::write(&new, format!("{FORMAT}\n{FORMAT}\n"))?;
     File::open(&new)?.sync_all()?;
     std::fs::rename(&new, path.join("format"))?;
     sync_dir(path)
@@ -208,6 +214,21 @@ mod tests {
         std::fs::write(path.join("format"), "2 whatever it means\n").unwrap();
         assert!(matches!(Directory::claim(&path), Err(DirectoryError::Newer(2))));
         assert_eq!(std::fs::read_dir(&path).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_format_with_a_flipped_bit_is_not_taken_for_a_newer_one() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("buffer");
+        drop(Directory::claim(&path).unwrap());
+        let whole = std::fs::read(path.join("format")).unwrap();
+        for bit in 0..whole.len() * 8 {
+            let mut flipped = whole.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(path.join("format"), flipped).unwrap();
+            Directory::claim(&path).unwrap();
+            assert_eq!(read_format(&path).unwrap(), Some(FORMAT));
+        }
     }
 
     #[test]

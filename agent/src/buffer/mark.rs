@@ -44,15 +44,20 @@ pub struct HeldSpan {
 }
 
 impl Mark {
-    /// The mark in a buffer's directory; one that can't be read is none.
+    /// The mark in a buffer's directory; one that can't be read or was altered is none. An altered one would tell of
+    /// losses that never were.
     pub(super) fn read(dir: &Path) -> Option<Self> {
-        serde_json::from_slice(&std::fs::read(dir.join(NAME)).ok()?).ok()
+        let text = std::fs::read_to_string(dir.join(NAME)).ok()?;
+        let (crc, json) = text.split_once(' ')?;
+        let whole = u32::from_str_radix(crc, 16).ok()? == crc32fast::hash(json.as_bytes());
+        whole.then(|| serde_json::from_str(json).ok()).flatten()
     }
 
     /// Writes it whole.
     pub(super) fn write(&self, dir: &Path) -> io::Result<()> {
         let new = dir.join("mark.new");
-        std::fs::write(&new, serde_json::to_vec(self)?)?;
+        let json = serde_json::to_string(self)?;
+        std::fs::write(&new, format!("{:08x} {json}", crc32fast::hash(json.as_bytes())))?;
         std::fs::rename(new, dir.join(NAME))
     }
 
@@ -107,5 +112,20 @@ mod tests {
         assert_eq!(Mark::read(dir.path()), None);
         mark().write(dir.path()).unwrap();
         assert_eq!(Mark::read(dir.path()), Some(mark()));
+    }
+
+    #[test]
+    fn a_mark_with_a_flipped_bit_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        mark().write(dir.path()).unwrap();
+        assert_eq!(Mark::read(dir.path()), Some(mark()));
+        let whole = std::fs::read(dir.path().join(NAME)).unwrap();
+        for bit in 0..whole.len() * 8 {
+            let mut flipped = whole.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(dir.path().join(NAME), flipped).unwrap();
+            // Another spelling of the same digit says the same.
+            assert!(Mark::read(dir.path()).is_none_or(|read| read == mark()), "bit {bit}");
+        }
     }
 }
