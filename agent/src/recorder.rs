@@ -204,6 +204,9 @@ impl Recorder {
     }
 
     /// Commits what there is; says when to do so next. The last commit takes the open gaps too.
+    ///
+    /// A stop is not held up by a disk that takes nothing: after a few attempts what was not committed is left to the
+    /// next start, which explains it by the notes of the last commit that went well.
     async fn on_commit_time(&mut self, last: bool) -> Result<Instant, CommitError> {
         let made = self.clock.now();
         if !self.draft.is_due(made) {
@@ -234,13 +237,18 @@ impl Recorder {
                         tracing::error!(%error, "records can't be committed; polling goes on, trying again");
                     }
                     self.state.send_modify(|state| state.degraded = Some(error.to_string()));
-                    if last && attempt > 2 {
-                        return Ok(Instant::now());
+                    if self.is_stopping(last) && attempt > 2 {
+                        return Err(error);
                     }
                 }
             }
             self.wait_for_retry(last).await;
         }
+    }
+
+    /// The scheduler has gone, and all that it said was taken.
+    fn is_stopping(&self, last: bool) -> bool {
+        last || (self.steps.is_closed() && self.steps.is_empty())
     }
 
     /// A disk that was full at the start hides what the run before left; it is explained when the disk works again.
@@ -256,7 +264,7 @@ impl Recorder {
 
     /// Keeps taking steps while a commit waits, so that polling never stops.
     async fn wait_for_retry(&mut self, last: bool) {
-        let until = Instant::now() + if last { RETRY_AFTER / 4 } else { RETRY_AFTER };
+        let until = Instant::now() + if self.is_stopping(last) { RETRY_AFTER / 4 } else { RETRY_AFTER };
         loop {
             tokio::select! {
                 Some(step) = self.steps.recv() => self.on_step(step),
@@ -291,5 +299,40 @@ impl Recorder {
             self.quality = (quality, Some(now));
         }
         self.quality.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_disk_that_takes_nothing_does_not_hold_up_a_stop() {
+        let clock: Arc<dyn Clock> = Arc::new(satellite_shared::clock::SystemClock);
+        // Below a directory that nobody can make: the buffer stands by.
+        let settings = crate::buffer::BufferSettings::new("/proc/nothing/buffer".into());
+        let (buffer, opened) = Buffer::open(settings, Arc::clone(&clock)).unwrap();
+        let (steps_sender, steps) = mpsc::channel(8);
+        let (_gaps, gap_queries) = mpsc::channel(1);
+        let (orders, _orders) = mpsc::channel(1);
+        let recorder = Recorder::new(Parts {
+            steps,
+            gap_queries,
+            state: watch::channel(RecorderState::default()).0,
+            buffer,
+            opened,
+            notes: None,
+            clock,
+            commit_every: Duration::from_millis(1),
+            orders,
+        });
+        let mut state = recorder.state.subscribe();
+        let stop = async {
+            drop(state.wait_for(|state| state.degraded.is_some()).await);
+            drop(steps_sender);
+        };
+        let both = async { tokio::join!(recorder.run(), stop) };
+        let (ended, ()) = tokio::time::timeout(Duration::from_secs(60), both).await.expect("it ends");
+        assert!(matches!(ended, Err(CommitError::Degraded { .. })), "{ended:?}");
     }
 }
