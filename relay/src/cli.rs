@@ -134,7 +134,10 @@ impl Failure {
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        Self { code: FAILED, error }
+        match error.downcast::<RegistryError>() {
+            Ok(error) => error.into(),
+            Err(error) => Self { code: FAILED, error },
+        }
     }
 }
 
@@ -156,7 +159,8 @@ impl From<RegistryError> for Failure {
         if let RegistryError::Files(error) = error {
             return error.into();
         }
-        let code = if matches!(error, RegistryError::Newer { .. }) { UNUSABLE } else { FAILED };
+        let unusable = matches!(error, RegistryError::Newer { .. } | RegistryError::Damaged { .. });
+        let code = if unusable { UNUSABLE } else { FAILED };
         Self { code, error: error.into() }
     }
 }

@@ -4,6 +4,9 @@
 //! ids and JSON as TEXT, numbered parameters only. SQLite commits with `synchronous = FULL`: what it has said is
 //! stored survives a power cut. A table is a file below this one.
 //!
+//! A damaged registry is refused, never guessed at: it is compared with its [`seal`], and SQLite checks its structure.
+//! What helps is a backup (`sqlite3 registry.db '.backup FILE'` makes one while the relay runs).
+//!
 //! The command line is another process on the same file. What it changes of a satellite gets the next number of one
 //! counter, the revision, so that the serving process finds all changes by asking for what is above the last one.
 
@@ -18,6 +21,8 @@ pub mod dead_letters;
 pub mod leases;
 
 pub mod satellites;
+
+mod seal;
 
 pub mod streams;
 
@@ -39,6 +44,10 @@ pub use self::leases::{Claim, LeaseRow, NewLease};
 pub use self::satellites::{Change, SatelliteRow, Seen};
 pub use self::streams::StreamRow;
 
+const FILE: &str = "registry.db";
+const LOCK: &str = "registry.lock";
+/// The relay makes its authority after its registry: where there is one, there was the other.
+const AUTHORITY_FOLDER: &str = "authority";
 /// Readers wait for nobody in WAL mode, writers for each other; more would only wait.
 const CONNECTIONS_MAX: u32 = 4;
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -66,6 +75,18 @@ pub enum RegistryError {
         found: i64,
         /// The newest that this program knows.
         known: i64,
+    },
+    /// Its file is damaged, or gone.
+    #[error(
+        "{path} is damaged: {why}. Stop the relay and put a backup in its place: `rm -f {path}-wal {path}-shm` and \
+         `cp BACKUP {path}`. Without one, `sqlite3 {path} .recover | sqlite3 NEW` saves what can be read; to begin anew, \
+         move the whole folder away: every satellite then needs a new lease"
+    )]
+    Damaged {
+        /// The database.
+        path: PathBuf,
+        /// How that shows.
+        why: String,
     },
     /// Its format can't be brought up to date.
     #[error("the registry's format: {0}")]
@@ -103,7 +124,27 @@ pub enum RegistryError {
     },
 }
 
+/// SQLite's own words for a file whose bytes it can't make sense of: SQLITE_CORRUPT and SQLITE_NOTADB.
+const DAMAGED_CODES: [u32; 2] = [11, 26];
+
 impl RegistryError {
+    /// What SQLite can't make sense of is damage.
+    fn or_damaged(self, path: &Path) -> Self {
+        let said = if let Self::Database(sqlx::Error::Database(error))
+        | Self::Migration(MigrateError::Execute(sqlx::Error::Database(error))) = &self
+        {
+            let code = error.code().and_then(|code| code.parse::<u32>().ok());
+            // The low byte of an extended code is the code.
+            code.filter(|code| DAMAGED_CODES.contains(&(code & 0xff))).map(|_| error.to_string())
+        } else {
+            None
+        };
+        match said {
+            Some(why) => Self::Damaged { path: path.to_owned(), why },
+            None => self,
+        }
+    }
+
     fn content(what: &'static str, detail: impl ToString) -> Self {
         Self::Content { what, detail: detail.to_string() }
     }
@@ -114,6 +155,7 @@ impl RegistryError {
 pub struct Registry {
     pool: AnyPool,
     sqlite: bool,
+    data_dir: DataDir,
 }
 
 impl Registry {
@@ -122,28 +164,41 @@ impl Registry {
     /// # Errors
     /// Says which file can't be used, or that a newer program wrote it.
     pub async fn open(data_dir: &Path) -> Result<Self, RegistryError> {
-        let path = data_dir.join("registry.db");
+        let path = data_dir.join(FILE);
         let data_dir = DataDir::open(data_dir)?;
-        // SQLite gives its `-wal` and `-shm` the owner and the mode of this one.
-        data_dir.file("registry.db")?;
         // Two programs that make one registry at once would both create its tables.
-        let locking = tokio::task::spawn_blocking(move || data_dir.lock("registry.lock"));
-        let lock = locking.await.expect("taking a lock does not panic")?;
+        let lock = blocking({
+            let (data_dir, path) = (data_dir.clone(), path.clone());
+            move || unseal(&data_dir, &path)
+        })
+        .await?;
         sqlx::any::install_default_drivers();
         let options: AnyConnectOptions = sqlite_url(&path).parse()?;
         // Not from the pool, which tries again and again and then says only that time is up.
-        let mut connection = options.connect().await?;
-        prepare(&mut connection).await?;
-        migrate(&mut connection, &path).await?;
-        connection.close().await?;
-        drop(lock);
+        begin(&options, &path).await.map_err(|error| error.or_damaged(&path))?;
         let pool = AnyPoolOptions::new()
             .max_connections(CONNECTIONS_MAX)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .after_connect(|connection, _| Box::pin(prepare(connection)))
             .connect_with(options)
             .await?;
-        Ok(Self { pool, sqlite: true })
+        // Only now: whoever seals it in between would seal what this may change.
+        drop(lock);
+        Ok(Self { pool, sqlite: true, data_dir })
+    }
+
+    /// Closes the connections; the last to close seals the file.
+    ///
+    /// # Errors
+    /// When the file can't be sealed: it is whole all the same.
+    pub async fn close(self) -> Result<(), RegistryError> {
+        self.pool.close().await;
+        let data_dir = self.data_dir;
+        blocking(move || {
+            let _lock = data_dir.lock(LOCK)?;
+            Ok(seal::write(&data_dir, &data_dir.path().join(FILE))?)
+        })
+        .await
     }
 
     /// The connections, for the tables of other modules.
@@ -179,6 +234,42 @@ impl Registry {
     pub async fn revision(&self) -> Result<i64, RegistryError> {
         Ok(sqlx::query_scalar("SELECT revision FROM relay WHERE id = 1").fetch_one(&self.pool).await?)
     }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RegistryError> + Send + 'static,
+) -> Result<T, RegistryError> {
+    tokio::task::spawn_blocking(work).await.expect("reading and locking files does not panic")
+}
+
+/// Takes the lock, compares the file with its seal, and makes it where it has never been.
+fn unseal(data_dir: &DataDir, path: &Path) -> Result<std::fs::File, RegistryError> {
+    let damaged = |why: String| RegistryError::Damaged { path: path.to_owned(), why };
+    let lock = data_dir.lock(LOCK)?;
+    if let Some(why) = seal::breach(data_dir, path)? {
+        return Err(damaged(why));
+    }
+    let empty = std::fs::metadata(path).map_or(true, |file| file.len() == 0);
+    let folded = !path.with_extension("db-wal").exists();
+    if empty && folded && data_dir.path().join(AUTHORITY_FOLDER).exists() {
+        return Err(damaged("it is missing or empty, and this relay had one".into()));
+    }
+    // SQLite gives its `-wal` and `-shm` the owner and the mode of this one.
+    data_dir.file(FILE)?;
+    Ok(lock)
+}
+
+/// Checks the database and brings its format up to date.
+async fn begin(options: &AnyConnectOptions, path: &Path) -> Result<(), RegistryError> {
+    let mut connection = options.connect().await?;
+    prepare(&mut connection).await?;
+    // Its tables, and that each index finds each row.
+    let found: Vec<String> = sqlx::query_scalar("PRAGMA integrity_check(3)").fetch_all(&mut connection).await?;
+    if found != ["ok"] {
+        return Err(RegistryError::Damaged { path: path.to_owned(), why: found.join("; ") });
+    }
+    migrate(&mut connection, path).await?;
+    Ok(connection.close().await?)
 }
 
 async fn migrate(connection: &mut AnyConnection, path: &Path) -> Result<(), RegistryError> {
@@ -368,6 +459,35 @@ mod tests {
             .unwrap();
         let error = Registry::open(dir.path()).await.unwrap_err().to_string();
         assert!(error.contains("newer satellite-relay (its format is 99"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_was_closed_is_sealed_and_opens_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, second) = (Registry::open(dir.path()).await.unwrap(), Registry::open(dir.path()).await.unwrap());
+        let name = first.relay_name().await.unwrap();
+        first.close().await.unwrap();
+        assert!(!dir.path().join("registry.seal").exists(), "the other still has it open");
+        second.close().await.unwrap();
+        assert!(dir.path().join("registry.seal").exists());
+        assert_eq!(Registry::open(dir.path()).await.unwrap().relay_name().await.unwrap(), name);
+        assert!(!dir.path().join("registry.seal").exists());
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_is_gone_is_not_made_anew_where_there_is_an_authority() {
+        let dir = tempfile::tempdir().unwrap();
+        Registry::open(dir.path()).await.unwrap().close().await.unwrap();
+        fs::create_dir(dir.path().join(AUTHORITY_FOLDER)).unwrap();
+        for gone in [false, true] {
+            if gone {
+                fs::remove_file(dir.path().join(FILE)).unwrap();
+            } else {
+                fs::write(dir.path().join(FILE), "").unwrap();
+            }
+            let error = Registry::open(dir.path()).await.unwrap_err().to_string();
+            assert!(error.contains("missing or empty") && error.contains("cp BACKUP"), "{error}");
+        }
     }
 
     #[tokio::test]

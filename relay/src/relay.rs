@@ -212,7 +212,9 @@ impl Relay {
         self.doors.shutdown.cancel();
         self.ingest.shutdown.cancel();
         tokio::join!(self.doors.wait(self.stop_grace), self.ingest.wait(self.stop_grace));
-        self.registry.pool().close().await;
+        if let Err(error) = self.registry.close().await {
+            tracing::warn!(%error, "the registry is whole, but could not be sealed against damage");
+        }
     }
 }
 

@@ -127,6 +127,7 @@ impl From<RegistryError> for Refusal {
             RegistryError::NoSatellite(_) => Self::Revoked,
             RegistryError::Files(_)
             | RegistryError::Newer { .. }
+            | RegistryError::Damaged { .. }
             | RegistryError::Migration(_)
             | RegistryError::Database(_)
             | RegistryError::Content { .. }
