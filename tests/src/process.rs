@@ -26,6 +26,15 @@ pub fn shield_from_terminal() {
     SHIELDED.store(true, Ordering::Relaxed);
 }
 
+/// A command for a program, run by another one where a test has named one (`strace -D …`), with its words.
+#[must_use]
+pub fn command_under(wrapper: &[String], program: &Path) -> Command {
+    let Some((first, rest)) = wrapper.split_first() else { return Command::new(program) };
+    let mut command = Command::new(first);
+    command.args(rest).arg(program);
+    command
+}
+
 /// A program that runs until it is told to end.
 #[derive(Debug)]
 pub struct Process {

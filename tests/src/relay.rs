@@ -24,6 +24,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(30);
 pub struct Relay {
     dir: PathBuf,
     more_settings: String,
+    wrapper: Vec<String>,
     process: Option<Process>,
     /// The network that it runs in, where that is not this machine's.
     network: Option<Network>,
@@ -80,6 +81,7 @@ impl Relay {
         let relay = Self {
             dir,
             more_settings: more_settings.to_owned(),
+            wrapper: Vec::new(),
             process: None,
             network: None,
             web: Link::new()?,
@@ -165,7 +167,8 @@ impl Relay {
             std::fs::remove_file(&addresses)?;
         }
         let program = &programs::programs()?.relay;
-        let mut command = self.network.as_ref().map_or_else(|| Command::new(program), |network| network.run(program));
+        let alone = || process::command_under(&self.wrapper, program);
+        let mut command = self.network.as_ref().map_or_else(alone, |network| network.run(program));
         command.arg("serve").arg("--data-dir").arg(self.data_dir()).arg("--settings").arg(self.settings());
         let mut process = Process::start("satellite-relay", &mut command, &self.log())?;
         let found: Addresses = wait::until("the relay's doors", START_WITHIN, || {
@@ -221,6 +224,19 @@ impl Relay {
     fn lead_nowhere(&self) {
         self.web.lead_to(None);
         self.session.lead_to(None);
+    }
+
+    /// From the next start on it is run by this program, with these words before its own; by none where there are none.
+    pub fn run_under(&mut self, wrapper: &[String]) {
+        self.wrapper = wrapper.to_vec();
+    }
+
+    /// It still runs.
+    ///
+    /// # Errors
+    /// With the end of its log, when it does not.
+    pub fn check_running(&mut self) -> Result<()> {
+        self.process.as_mut().context("the relay was not started")?.check_running()
     }
 
     /// Its process id while it runs.

@@ -24,6 +24,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(30);
 pub struct Satellite {
     dir: PathBuf,
     more_settings: String,
+    wrapper: Vec<String>,
     process: Option<Process>,
     environment: Vec<(String, String)>,
 }
@@ -37,7 +38,7 @@ impl Satellite {
         let dir = dir.join(name);
         std::fs::create_dir_all(&dir)?;
         let more_settings = "[buffer]\ncommit_every = \"200ms\"\nfree_mib_min = 0\nfree_percent_min = 0\n".to_owned();
-        let satellite = Self { dir, more_settings, process: None, environment: Vec::new() };
+        let satellite = Self { dir, more_settings, wrapper: Vec::new(), process: None, environment: Vec::new() };
         satellite.allow(loopback_ports)?;
         satellite.write_settings()?;
         Ok(satellite)
@@ -112,8 +113,13 @@ impl Satellite {
         self.dir.join("satellite.log")
     }
 
-    fn program(&self) -> Result<Command> {
-        let mut command = Command::new(&programs::programs()?.satellite);
+    /// From the next start on it is run by this program, with these words before its own; by none where there are none.
+    pub fn run_under(&mut self, wrapper: &[String]) {
+        self.wrapper = wrapper.to_vec();
+    }
+
+    fn program(&self, wrapper: &[String]) -> Result<Command> {
+        let mut command = process::command_under(wrapper, &programs::programs()?.satellite);
         for name in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"] {
             command.env_remove(name);
         }
@@ -126,7 +132,7 @@ impl Satellite {
     /// # Errors
     /// When it can't be run at all; what it refuses stands in the result.
     pub fn command(&self, arguments: &[&str], stdin: &str) -> Result<Said> {
-        let mut command = self.program()?;
+        let mut command = self.program(&[])?;
         command.args(arguments).arg("--settings").arg(self.settings());
         process::run(&mut command, stdin)
     }
@@ -166,7 +172,7 @@ impl Satellite {
     /// # Errors
     /// When it ends by itself or can't be asked in time.
     pub fn start(&mut self) -> Result<()> {
-        let mut command = self.program()?;
+        let mut command = self.program(&self.wrapper)?;
         command.arg("run").arg("--settings").arg(self.settings());
         let mut process = Process::start("satellite", &mut command, &self.log())?;
         let socket = self.dir.join("run/satellite.sock");

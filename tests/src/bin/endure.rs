@@ -25,7 +25,7 @@ struct Long {
 }
 
 /// All of them.
-const ALL: [Long; 7] = [
+const ALL: [Long; 12] = [
     Long {
         name: "power",
         test: ("power", "an_acknowledged_record_survives_a_power_cut"),
@@ -67,6 +67,36 @@ const ALL: [Long; 7] = [
         test: ("link", "lost_acknowledgements_and_repeated_and_reordered_blocks_do_no_harm"),
         rounds: 1_000,
         round: "a mood of somebody who loses ACKs and repeats and reorders blocks",
+    },
+    Long {
+        name: "fault-satellite",
+        test: ("disk", "a_satellite_whose_kth_system_call_fails_loses_nothing_silently"),
+        rounds: 100,
+        round: "a satellite whose k-th write, flush, rename or read fails",
+    },
+    Long {
+        name: "fault-relay",
+        test: ("disk", "a_relay_whose_kth_system_call_fails_loses_nothing"),
+        rounds: 100,
+        round: "a relay whose k-th write, flush, rename or read fails",
+    },
+    Long {
+        name: "damage-buffer",
+        test: ("disk", "what_is_left_of_a_damaged_buffer_is_kept_and_the_rest_explained"),
+        rounds: 500,
+        round: "a stopped buffer with a flipped bit or without its end, opened",
+    },
+    Long {
+        name: "damage-satellite",
+        test: ("disk", "a_satellite_with_a_damaged_buffer_starts_and_explains_what_is_lost"),
+        rounds: 40,
+        round: "a stopped satellite whose buffer is damaged, started",
+    },
+    Long {
+        name: "damage-registry",
+        test: ("disk", "a_damaged_registry_is_never_taken_for_whole"),
+        rounds: 500,
+        round: "a stopped registry with a flipped bit or without its end, opened",
     },
 ];
 
