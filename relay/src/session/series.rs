@@ -32,6 +32,8 @@ pub struct SeriesTables {
 #[derive(Debug, Default)]
 struct Table {
     descriptors: Arc<Descriptors>,
+    /// All numbers below are described, so that those of a block need not be looked up one by one.
+    described_below: u32,
     undecodable: Ranges,
     bytes: usize,
     used: u64,
@@ -97,6 +99,9 @@ impl SeriesTables {
                 }
             }
         }
+        while table.descriptors.contains_key(&table.described_below) {
+            table.described_below += 1;
+        }
         table.bytes += added;
         let epoch_bytes = table.bytes;
         self.bytes += added;
@@ -131,11 +136,10 @@ impl SeriesTables {
         self.uses += 1;
         let Some(table) = self.tables.get_mut(&epoch) else { return Known::Missing(first) };
         table.used = self.uses;
-        let unknown =
-            groups.iter().flat_map(|group| &group.series).find(|number| !table.descriptors.contains_key(number));
+        let unknown = groups.iter().find_map(|group| table.unknown(&group.series));
         match unknown {
             None => Known::All(Arc::clone(&table.descriptors)),
-            Some(&number) => match table.undecodable.overlap(number.into(), number.into()) {
+            Some(number) => match table.undecodable.overlap(number.into(), number.into()) {
                 Overlap::None => Known::Missing(number),
                 Overlap::Partial | Overlap::Whole => Known::Undecodable(number),
             },
@@ -162,6 +166,16 @@ impl SeriesTables {
     }
 }
 
+impl Table {
+    /// The first of these numbers that has no descriptor.
+    fn unknown(&self, series: &[u32]) -> Option<u32> {
+        if series.iter().max().is_none_or(|&highest| highest < self.described_below) {
+            return None;
+        }
+        series.iter().copied().find(|number| !self.descriptors.contains_key(number))
+    }
+}
+
 fn bytes_of(series: &Series) -> usize {
     let labels: usize =
         series.labels.iter().map(|(name, value)| size_of::<(String, String)>() + name.len() + value.len()).sum();
@@ -184,6 +198,24 @@ mod tests {
 
     fn groups(numbers: &[u32]) -> Vec<Group> {
         vec![Group { series: numbers.to_vec(), times_ms: vec![0], values: vec![0.0; numbers.len()] }]
+    }
+
+    #[test]
+    fn a_number_is_known_wherever_it_stands_among_those_announced() {
+        let mut tables = SeriesTables::new(1 << 20);
+        for first in [4, 1, 0, 7] {
+            tables.announce(A, first, vec![series("x")]).unwrap();
+        }
+        for (numbers, missing) in
+            [(&[0, 1][..], None), (&[0, 1, 4, 7], None), (&[0, 1, 2, 4], Some(2)), (&[9], Some(9))]
+        {
+            let group = Group { series: numbers.to_vec(), times_ms: vec![0], values: vec![0.0; numbers.len()] };
+            match tables.find(A, &[group]) {
+                Known::All(_) => assert_eq!(missing, None),
+                Known::Missing(number) => assert_eq!(Some(number), missing),
+                Known::Undecodable(number) => panic!("{number}"),
+            }
+        }
     }
 
     #[test]

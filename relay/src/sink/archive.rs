@@ -12,6 +12,7 @@ pub mod reader;
 mod gaps;
 mod samples;
 mod sheet;
+mod text_column;
 
 pub use store::{InvalidPlace, Settings, Store, StoreError};
 

@@ -1,58 +1,52 @@
 //! The table of samples: a batch's pieces sorted into rows, and each hour's rows written as one Parquet object.
 //!
-//! Rows stand by satellite, name, device, labels, time. Text is looked at per series: rows carry indexes into one
-//! list of words, and numbers are copied run by run. The Arrow schema is not embedded, so that every reader sees
+//! Rows stand by satellite, name, device, labels, time. Text is looked at per series: rows are runs of indexes into
+//! one list of words, and numbers are copied run by run. The Arrow schema is not embedded, so that every reader sees
 //! plain Parquet types: strings, a map, a UTC timestamp in milliseconds.
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
-use arrow_array::builder::OffsetBufferBuilder;
-use arrow_array::types::Int32Type;
-use arrow_array::{
-    ArrayRef, DictionaryArray, Float64Array, Int32Array, MapArray, RecordBatch, StringArray, StructArray,
-    TimestampMillisecondArray, UInt64Array,
-};
 use arrow_schema::{DataType, Field, Fields, Schema, TimeUnit};
-use parquet::arrow::ArrowWriter;
+use parquet::arrow::ArrowSchemaConverter;
 use parquet::basic::Encoding;
+use parquet::data_type::{DoubleType, Int64Type};
+use parquet::errors::ParquetError;
 use parquet::file::properties::{WriterProperties, WriterPropertiesBuilder};
-use parquet::schema::types::ColumnPath;
+use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
+use parquet::schema::types::{ColumnPath, SchemaDescriptor};
 
 use crate::sink::Batch;
 use crate::sink::archive::layout::Hour;
+use crate::sink::archive::sheet::GROUP_ROWS;
+use crate::sink::archive::text_column::{Levels, Runs, TextWriter};
 use crate::sink::archive::{EncodeError, sheet};
 
-/// Rows that are turned into columns at once.
-const CHUNK_ROWS: usize = 32 << 10;
+/// Labels in one row group, where rows have so many of them that `GROUP_ROWS` would be too much for a reader.
+const GROUP_LABELS: usize = 1 << 20;
 /// Columns that rows are sorted by, as positions in the schema.
 const SORTED_BY: [i32; 3] = [1, 3, 2];
 
 fn word(name: &str) -> Field {
-    Field::new(name, DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8)), false)
+    Field::new(name, DataType::Utf8, false)
 }
 
-fn entry() -> Fields {
-    Fields::from(vec![word("key"), word("value")])
-}
-
-static ENTRY: LazyLock<Arc<Field>> =
-    LazyLock::new(|| Arc::new(Field::new("key_value", DataType::Struct(entry()), false)));
-
-static SCHEMA: LazyLock<Arc<Schema>> = LazyLock::new(|| {
-    Arc::new(Schema::new(vec![
+static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
+    let entry = DataType::Struct(Fields::from(vec![word("key"), word("value")]));
+    let entry = Arc::new(Field::new("key_value", entry, false));
+    Schema::new(vec![
         Field::new("time", DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into())), false),
         word("satellite"),
         word("device"),
         word("name"),
-        Field::new("labels", DataType::Map(Arc::clone(&ENTRY), true), false),
+        Field::new("labels", DataType::Map(entry, true), false),
         Field::new("value", DataType::Float64, false),
         word("kind"),
         word("unit"),
         word("epoch"),
         Field::new("seq", DataType::UInt64, false),
-    ]))
+    ])
 });
 
 fn properties() -> WriterProperties {
@@ -60,7 +54,8 @@ fn properties() -> WriterProperties {
         let column = ColumnPath::from(name);
         builder.set_column_dictionary_enabled(column.clone(), false).set_column_encoding(column, encoding)
     };
-    let builder = sheet::properties(&SORTED_BY);
+    // The columns of text have one page each: there is nothing to find in them by an index.
+    let builder = sheet::properties(&SORTED_BY).set_offset_index_disabled(true);
     let builder = numbers(builder, "time", Encoding::DELTA_BINARY_PACKED);
     let builder = numbers(builder, "seq", Encoding::DELTA_BINARY_PACKED);
     numbers(builder, "value", Encoding::BYTE_STREAM_SPLIT).build()
@@ -71,56 +66,102 @@ fn properties() -> WriterProperties {
 /// # Errors
 /// Only where the writer itself fails.
 pub(super) fn encode(batch: &Batch) -> Result<Vec<(Hour, Vec<u8>)>, EncodeError> {
-    let words = Words::of(batch);
+    let epochs: HashMap<u128, String> =
+        batch.pieces.iter().map(|piece| (piece.epoch.0, piece.epoch.to_string())).collect();
+    let words = Words::of(batch, &epochs);
     let cells = cells(batch, &words);
-    let properties = properties();
+    let properties = Arc::new(properties());
+    let schema = ArrowSchemaConverter::new().convert(&SCHEMA)?;
+    let mut writer = TextWriter::new(&words.text)?;
     let mut objects = Vec::new();
+    let mut rows = Vec::new();
+    let mut columns = Columns::default();
     for cells in cells.chunk_by(|a, b| a.hour == b.hour) {
-        let mut sheet = sheet::writer(Arc::clone(&SCHEMA), properties.clone())?;
-        let mut columns = Columns::default();
-        let mut rows = Vec::new();
+        let mut file = SerializedFileWriter::new(Vec::new(), schema.root_schema_ptr(), Arc::clone(&properties))?;
         for cells in cells.chunk_by(|a, b| a.rank == b.rank) {
             gather(batch, &words, cells, &mut rows);
-            write_series(&mut sheet, &mut columns, &words, cells[0].rank, &rows)?;
+            let series = &words.series[cells[0].rank as usize];
+            let mut rest = rows.as_slice();
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at(rest.len().min(columns.room(series)));
+                columns.push(series, now);
+                rest = later;
+                if columns.room(series) == 0 {
+                    columns.write(&mut file, &schema, &mut writer)?;
+                }
+            }
         }
-        columns.flush(&mut sheet, &words)?;
-        objects.push((cells[0].hour, sheet.into_inner()?));
+        columns.write(&mut file, &schema, &mut writer)?;
+        objects.push((words.hours[cells[0].hour as usize], file.into_inner()?));
     }
     Ok(objects)
 }
 
 /// One series' run of times in one piece, all of one hour.
+#[derive(Debug, Clone, Copy, Default)]
 struct Cell {
-    hour: Hour,
+    /// Which of the batch's hours.
+    hour: u32,
     /// Where its series stands in the order of rows.
     rank: u32,
-    first_ms: i64,
     piece: u32,
     row: u32,
-    times: Range<u32>,
+    start: u32,
+    end: u32,
 }
 
-fn cells(batch: &Batch, words: &Words) -> Vec<Cell> {
-    let mut cells = Vec::with_capacity(batch.pieces.len());
-    let narrow = |n: usize| u32::try_from(n).expect("a batch holds fewer rows than four billion");
+impl Cell {
+    fn times(&self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
+}
+
+fn narrow(n: usize) -> u32 {
+    u32::try_from(n).expect("a batch holds fewer rows than four billion")
+}
+
+/// In the order of rows, but for the times of one series: of those, in the order in which they came.
+fn cells(batch: &Batch, words: &Words<'_>) -> Vec<Cell> {
+    let mut cells = Vec::with_capacity(batch.pieces.iter().map(|piece| piece.series.len()).sum());
     for (piece_index, piece) in batch.pieces.iter().enumerate() {
         let mut start = 0;
         for run in piece.hours.chunk_by(|a, b| a == b) {
-            let times = narrow(start)..narrow(start + run.len());
-            let (hour, first_ms) = (run[0], piece.times_ms[start]);
+            let hour = narrow(words.hours.partition_point(|hour| *hour < run[0]));
+            let (from, to) = (narrow(start), narrow(start + run.len()));
             cells.extend(piece.series.iter().enumerate().map(|(row, &series)| Cell {
                 hour,
                 rank: words.ranks[series as usize],
-                first_ms,
                 piece: narrow(piece_index),
                 row: narrow(row),
-                times: times.clone(),
+                start: from,
+                end: to,
             }));
             start += run.len();
         }
     }
-    cells.sort_unstable_by_key(|cell| (cell.hour, cell.rank, cell.first_ms, cell.piece));
-    cells
+    let cells = counted(cells, words.series.len(), |cell| cell.rank);
+    counted(cells, words.hours.len(), |cell| cell.hour)
+}
+
+/// Sorts by a small number; equal ones keep their order.
+fn counted(cells: Vec<Cell>, end: usize, number: impl Fn(&Cell) -> u32) -> Vec<Cell> {
+    if end < 2 {
+        return cells;
+    }
+    let mut next = vec![0usize; end + 1];
+    for cell in &cells {
+        next[number(cell) as usize + 1] += 1;
+    }
+    for index in 1..next.len() {
+        next[index] += next[index - 1];
+    }
+    let mut sorted = vec![Cell::default(); cells.len()];
+    for cell in cells {
+        let place = &mut next[number(&cell) as usize];
+        sorted[*place] = cell;
+        *place += 1;
+    }
+    sorted
 }
 
 /// What differs from row to row of one series.
@@ -128,16 +169,16 @@ struct Row {
     time_ms: i64,
     seq: u64,
     value: f64,
-    epoch: i32,
+    epoch: u32,
 }
 
-fn gather(batch: &Batch, words: &Words, cells: &[Cell], rows: &mut Vec<Row>) {
+fn gather(batch: &Batch, words: &Words<'_>, cells: &[Cell], rows: &mut Vec<Row>) {
     rows.clear();
     for cell in cells {
         let piece = &batch.pieces[cell.piece as usize];
-        let epoch = words.epochs[&piece.epoch.0];
+        let epoch = words.epochs[cell.piece as usize];
         let start = cell.row as usize * piece.times_ms.len();
-        for time in cell.times.start as usize..cell.times.end as usize {
+        for time in cell.times() {
             rows.push(Row {
                 time_ms: piece.times_ms[time],
                 seq: piece.first_seq + (start + time) as u64,
@@ -151,51 +192,33 @@ fn gather(batch: &Batch, words: &Words, cells: &[Cell], rows: &mut Vec<Row>) {
     }
 }
 
-fn write_series(
-    sheet: &mut ArrowWriter<Vec<u8>>,
-    columns: &mut Columns,
-    words: &Words,
-    rank: u32,
-    mut rows: &[Row],
-) -> Result<(), EncodeError> {
-    while !rows.is_empty() {
-        let (now, later) = rows.split_at(rows.len().min(CHUNK_ROWS - columns.len()));
-        columns.push(&words.series[rank as usize], now);
-        rows = later;
-        if columns.len() == CHUNK_ROWS {
-            columns.flush(sheet, words)?;
-        }
-    }
-    Ok(())
-}
-
 /// A series' text, as indexes of words.
 struct SeriesWords {
-    satellite: i32,
-    device: i32,
-    name: i32,
-    kind: i32,
-    unit: i32,
-    label_keys: Vec<i32>,
-    label_values: Vec<i32>,
+    satellite: u32,
+    device: u32,
+    name: u32,
+    kind: u32,
+    unit: u32,
+    label_keys: Vec<u32>,
+    label_values: Vec<u32>,
 }
 
-/// All text of a batch, each once; and its series in the order of rows.
-struct Words {
-    text: ArrayRef,
-    epochs: HashMap<u128, i32>,
+/// All text of a batch, each once; and its series and hours in the order of rows.
+struct Words<'a> {
+    text: Vec<&'a str>,
+    /// By piece.
+    epochs: Vec<u32>,
     /// By rank.
     series: Vec<SeriesWords>,
     /// By the batch's index; the same series of two epochs has one rank.
     ranks: Vec<u32>,
+    hours: Vec<Hour>,
 }
 
-impl Words {
-    fn of(batch: &Batch) -> Self {
-        let epoch_text: HashMap<u128, String> =
-            batch.pieces.iter().map(|piece| piece.epoch).map(|epoch| (epoch.0, epoch.to_string())).collect();
+impl<'a> Words<'a> {
+    fn of(batch: &'a Batch, epoch_text: &'a HashMap<u128, String>) -> Self {
         let mut list = WordList::default();
-        let epochs = epoch_text.iter().map(|(&epoch, text)| (epoch, list.index(text))).collect();
+        let epochs = batch.pieces.iter().map(|piece| list.index(&epoch_text[&piece.epoch.0])).collect();
         let order = |index: u32| {
             let (satellite, series) = &batch.series[index as usize];
             let satellite = &batch.satellites[*satellite as usize];
@@ -220,92 +243,124 @@ impl Words {
                 label_values: labels.iter().map(|(_, value)| list.index(value)).collect(),
             });
         }
-        Self { text: Arc::new(StringArray::from(list.words)), epochs, series, ranks }
+        Self { text: list.words, epochs, series, ranks, hours: batch.hours.iter().copied().collect() }
     }
 }
 
 #[derive(Default)]
 struct WordList<'a> {
-    indexes: HashMap<&'a str, i32>,
+    indexes: HashMap<&'a str, u32>,
     words: Vec<&'a str>,
 }
 
 impl<'a> WordList<'a> {
-    fn index(&mut self, word: &'a str) -> i32 {
+    fn index(&mut self, word: &'a str) -> u32 {
         *self.indexes.entry(word).or_insert_with(|| {
             self.words.push(word);
-            i32::try_from(self.words.len() - 1).expect("words are fewer than labels of a batch's series")
+            u32::try_from(self.words.len() - 1).expect("words are fewer than labels of a batch's series")
         })
     }
 }
 
-/// Rows as columns, until there are enough of them to be written.
+/// Rows as columns, until there are enough of them for a row group.
 #[derive(Default)]
 struct Columns {
     time: Vec<i64>,
-    satellite: Vec<i32>,
-    device: Vec<i32>,
-    name: Vec<i32>,
-    label_keys: Vec<i32>,
-    label_values: Vec<i32>,
-    labels: Vec<usize>,
     value: Vec<f64>,
-    kind: Vec<i32>,
-    unit: Vec<i32>,
-    epoch: Vec<i32>,
-    seq: Vec<u64>,
+    seq: Vec<i64>,
+    satellite: Runs,
+    device: Runs,
+    name: Runs,
+    kind: Runs,
+    unit: Runs,
+    epoch: Runs,
+    label_keys: Runs,
+    label_values: Runs,
+    labels: Levels,
 }
 
 impl Columns {
-    fn len(&self) -> usize {
-        self.time.len()
+    /// How many more rows of a series may stand in the same row group.
+    fn room(&self, series: &SeriesWords) -> usize {
+        let labels = series.label_keys.len().max(1);
+        let rows = GROUP_LABELS.saturating_sub(self.label_keys.len()).div_ceil(labels);
+        rows.min(GROUP_ROWS - self.time.len())
     }
 
     fn push(&mut self, series: &SeriesWords, rows: &[Row]) {
-        let same = |column: &mut Vec<i32>, word| column.extend(std::iter::repeat_n(word, rows.len()));
-        same(&mut self.satellite, series.satellite);
-        same(&mut self.device, series.device);
-        same(&mut self.name, series.name);
-        same(&mut self.kind, series.kind);
-        same(&mut self.unit, series.unit);
-        self.labels.extend(std::iter::repeat_n(series.label_keys.len(), rows.len()));
-        for _ in rows {
-            self.label_keys.extend_from_slice(&series.label_keys);
-            self.label_values.extend_from_slice(&series.label_values);
+        self.satellite.push(series.satellite, rows.len());
+        self.device.push(series.device, rows.len());
+        self.name.push(series.name, rows.len());
+        self.kind.push(series.kind, rows.len());
+        self.unit.push(series.unit, rows.len());
+        for row in rows {
+            self.time.push(row.time_ms);
+            self.value.push(row.value);
+            self.seq.push(row.seq.cast_signed());
+            self.epoch.push(row.epoch, 1);
+            self.labels.push(series.label_keys.len());
+            series.label_keys.iter().for_each(|&word| self.label_keys.push(word, 1));
+            series.label_values.iter().for_each(|&word| self.label_values.push(word, 1));
         }
-        self.time.extend(rows.iter().map(|row| row.time_ms));
-        self.value.extend(rows.iter().map(|row| row.value));
-        self.epoch.extend(rows.iter().map(|row| row.epoch));
-        self.seq.extend(rows.iter().map(|row| row.seq));
     }
 
-    fn flush(&mut self, sheet: &mut ArrowWriter<Vec<u8>>, words: &Words) -> Result<(), EncodeError> {
-        if self.len() == 0 {
+    /// Writes the rows as one row group, and is empty again.
+    fn write(
+        &mut self,
+        file: &mut SerializedFileWriter<Vec<u8>>,
+        schema: &SchemaDescriptor,
+        text: &mut TextWriter<'_>,
+    ) -> Result<(), EncodeError> {
+        let rows = self.time.len();
+        if rows == 0 {
             return Ok(());
         }
-        let columns = std::mem::take(self);
-        let text = |keys: Vec<i32>| -> Result<ArrayRef, EncodeError> {
-            let array = DictionaryArray::<Int32Type>::try_new(Int32Array::from(keys), Arc::clone(&words.text))?;
-            Ok(Arc::new(array))
+        let mut whole = file.next_row_group()?;
+        let group = &mut whole;
+        let mut word = |group: &mut _, column, keys: &Runs, levels: Option<&Levels>| {
+            text.write(group, &schema.column(column), keys, levels, rows)
         };
-        let mut offsets = OffsetBufferBuilder::<i32>::new(columns.labels.len());
-        columns.labels.iter().for_each(|&labels| offsets.push_length(labels));
-        let entries = vec![text(columns.label_keys)?, text(columns.label_values)?];
-        let entries = StructArray::try_new(entry(), entries, None)?;
-        let labels = MapArray::try_new(Arc::clone(&ENTRY), offsets.finish(), entries, None, true)?;
-        let arrays: Vec<ArrayRef> = vec![
-            Arc::new(TimestampMillisecondArray::from(columns.time).with_timezone("UTC")),
-            text(columns.satellite)?,
-            text(columns.device)?,
-            text(columns.name)?,
-            Arc::new(labels),
-            Arc::new(Float64Array::from(columns.value)),
-            text(columns.kind)?,
-            text(columns.unit)?,
-            text(columns.epoch)?,
-            Arc::new(UInt64Array::from(columns.seq)),
-        ];
-        sheet.write(&RecordBatch::try_new(Arc::clone(&SCHEMA), arrays)?)?;
+        integers(group, &self.time)?;
+        word(group, 1, &self.satellite, None)?;
+        word(group, 2, &self.device, None)?;
+        word(group, 3, &self.name, None)?;
+        word(group, 4, &self.label_keys, Some(&self.labels))?;
+        word(group, 5, &self.label_values, Some(&self.labels))?;
+        floats(group, &self.value)?;
+        word(group, 7, &self.kind, None)?;
+        word(group, 8, &self.unit, None)?;
+        word(group, 9, &self.epoch, None)?;
+        integers(group, &self.seq)?;
+        whole.close()?;
+        self.clear();
         Ok(())
     }
+
+    fn clear(&mut self) {
+        let Self { time, value, seq, satellite, device, name, kind, unit, epoch, label_keys, label_values, labels } =
+            self;
+        for runs in [satellite, device, name, kind, unit, epoch, label_keys, label_values] {
+            runs.clear();
+        }
+        labels.clear();
+        time.clear();
+        value.clear();
+        seq.clear();
+    }
+}
+
+fn integers(group: &mut SerializedRowGroupWriter<'_, Vec<u8>>, values: &[i64]) -> Result<(), ParquetError> {
+    let mut column = group.next_column()?.ok_or_else(no_column)?;
+    column.typed::<Int64Type>().write_batch(values, None, None)?;
+    column.close()
+}
+
+fn floats(group: &mut SerializedRowGroupWriter<'_, Vec<u8>>, values: &[f64]) -> Result<(), ParquetError> {
+    let mut column = group.next_column()?.ok_or_else(no_column)?;
+    column.typed::<DoubleType>().write_batch(values, None, None)?;
+    column.close()
+}
+
+fn no_column() -> ParquetError {
+    ParquetError::General("the schema has fewer columns".into())
 }

@@ -11,14 +11,16 @@ use parquet::file::metadata::SortingColumn;
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
 
 /// Rows in one row group: what a reader decodes at least, and what the writer holds.
-const GROUP_ROWS: usize = 128 << 10;
+pub(super) const GROUP_ROWS: usize = 128 << 10;
+/// Of zstd, for every page.
+pub(super) const ZSTD_LEVEL: i32 = 3;
 
 /// What samples and gaps have in common; the rows are sorted by these leaf columns.
 pub(super) fn properties(sorted_by: &[i32]) -> WriterPropertiesBuilder {
     let column = |&column_idx: &i32| SortingColumn { column_idx, descending: false, nulls_first: false };
     WriterProperties::builder()
         .set_created_by(concat!("satellite-relay ", env!("CARGO_PKG_VERSION")).to_owned())
-        .set_compression(Compression::ZSTD(ZstdLevel::try_new(3).unwrap_or_default()))
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL).unwrap_or_default()))
         .set_max_row_group_row_count(Some(GROUP_ROWS))
         .set_statistics_enabled(EnabledStatistics::Chunk)
         .set_sorting_columns(Some(sorted_by.iter().map(column).collect()))
