@@ -119,8 +119,9 @@ impl Relay {
             None => "web_listen = \"127.0.0.1:0\"\nsatellites_listen = \"127.0.0.1:0\"\n".to_owned(),
         };
         // What the test adds comes first: it may be top-level keys, tables stand at its end.
+        let log = if self.more_settings.contains("log = ") { "" } else { "log = \"debug\"\n" };
         let settings = format!(
-            "log = \"debug\"\n{listen}web_url = \"https://{host}:{web}\"\nsession_url = \"wss://{host}:{satellites}\"\n{}\n",
+            "{log}{listen}web_url = \"https://{host}:{web}\"\nsession_url = \"wss://{host}:{satellites}\"\n{}\n",
             self.more_settings
         );
         Ok(std::fs::write(self.settings(), settings)?)

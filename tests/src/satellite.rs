@@ -70,8 +70,9 @@ impl Satellite {
 
     fn write_settings(&self) -> Result<()> {
         let dir = self.dir.display();
+        let log = if self.more_settings.contains("log = ") { "" } else { "log = \"debug\"\n" };
         let settings = format!(
-            "state_dir = \"{dir}/state\"\nrun_dir = \"{dir}/run\"\npolicy = \"{dir}/policy.toml\"\nlog = \"debug\"\n{}",
+            "state_dir = \"{dir}/state\"\nrun_dir = \"{dir}/run\"\npolicy = \"{dir}/policy.toml\"\n{log}{}",
             self.more_settings
         );
         Ok(std::fs::write(self.settings(), settings)?)
