@@ -31,10 +31,32 @@ pub struct Batch {
     pub gaps: Vec<GapRow>,
     /// Samples and gaps.
     pub rows: usize,
-    /// By satellite and epoch: the index in `series` plus one, by the epoch's number.
-    numbers: HashMap<(u32, Epoch), Vec<u32>>,
+    /// By satellite and epoch.
+    numbers: HashMap<(u32, Epoch), Numbers>,
     indexes: HashMap<SatelliteId, u32>,
     hours: BTreeSet<Hour>,
+}
+
+/// Series numbers of one page of [`Numbers`].
+const PAGE: usize = 1_024;
+
+/// The index in a batch's `series` plus one, by an epoch's series number. In pages, so that who uses only the highest
+/// number costs a page and not a table as long as that number.
+#[derive(Debug, Default)]
+struct Numbers(Vec<Option<Box<[u32; PAGE]>>>);
+
+impl Numbers {
+    fn index(&self, number: usize) -> Option<u32> {
+        self.0.get(number / PAGE)?.as_ref()?[number % PAGE].checked_sub(1)
+    }
+
+    fn set(&mut self, number: usize, index: u32) {
+        if self.0.len() <= number / PAGE {
+            self.0.resize_with(number / PAGE + 1, || None);
+        }
+        let page = self.0[number / PAGE].get_or_insert_with(|| Box::new([0; PAGE]));
+        page[number % PAGE] = index.saturating_add(1);
+    }
 }
 
 /// Samples that share their times, of one block.
@@ -251,24 +273,21 @@ fn is_scattered(groups: &[Group], received_ms: i64) -> bool {
 }
 
 fn index_of(
-    numbers: &mut Vec<u32>,
+    numbers: &mut Numbers,
     known: &mut Vec<(u32, Arc<Series>)>,
     satellite: u32,
     series: &HashMap<u32, Arc<Series>>,
     number: u32,
 ) -> Result<u32, Unstorable> {
     let slot = number as usize;
-    if let Some(index) = numbers.get(slot).and_then(|next| next.checked_sub(1)) {
+    if let Some(index) = numbers.index(slot) {
         return Ok(index);
     }
     let described = series.get(&number).filter(|_| slot < limits::SERIES_PER_EPOCH_MAX);
     let described = described.ok_or(Unstorable::Series(number))?;
-    if numbers.len() <= slot {
-        numbers.resize(slot + 1, 0);
-    }
     let index = u32::try_from(known.len()).map_err(|_| Unstorable::Series(number))?;
     known.push((satellite, Arc::clone(described)));
-    numbers[slot] = index.saturating_add(1);
+    numbers.set(slot, index);
     Ok(index)
 }
 
