@@ -270,6 +270,13 @@ impl Committer {
             let watermark = row.ok().flatten().map(|row| row.tally.watermark).unwrap_or_default();
             self.intake.learn(stream, watermark);
         }
+        if self.intake.is_uncounted(&block.satellite) {
+            let counted = commit::persist("count a satellite's streams", || async {
+                self.parts.registry.epochs(&block.satellite).await.map_err(|e| (e, true))
+            })
+            .await;
+            self.intake.count(&block.satellite, counted.unwrap_or_default());
+        }
         if self.intake.is_too_wide_with(&block, now.wall_ms) {
             self.held = Some(block);
             return;

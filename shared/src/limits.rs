@@ -34,6 +34,8 @@ pub const SAMPLES_PER_POLL_MAX: usize = 50_000;
 pub const BLOCK_BYTES_MAX: usize = 7_000;
 /// Records in one block, so that a small frame can't decode into a large one.
 pub const BLOCK_RECORDS_MAX: u32 = 65_536;
+/// Gaps in one block: each may name an epoch of its own, which a relay has to look up. A satellite writes at most 64.
+pub const BLOCK_GAPS_MAX: u32 = 256;
 /// A block's payload after decompression.
 pub const BLOCK_DECODED_BYTES_MAX: usize = 2 << 20;
 /// The text of a gap's detail.

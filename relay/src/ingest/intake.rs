@@ -7,6 +7,7 @@
 //!
 //! Pure: no clock, no registry, no store. Nothing here is acknowledged: that is for the commit to do.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -33,6 +34,9 @@ pub type Stream = (SatelliteId, Epoch);
 const STREAMS_MAX: usize = 4_096;
 /// Spans that an epoch may leave open: far more than a satellite that fills its holes ever has.
 const SPANS_MAX: usize = 1_024;
+/// Epochs that one satellite may have: one for each start, so that an honest one needs decades, and a table that grows
+/// without end is not a way to fill the relay's disk.
+const EPOCHS_MAX: u64 = 50_000;
 /// Pieces in a batch: each costs some hundred bytes, however few samples it holds.
 const PIECES_MAX: usize = 100_000;
 
@@ -87,6 +91,9 @@ pub struct Bounds {
 pub struct Intake {
     committed: HashMap<Stream, Known>,
     tip: HashMap<Stream, Watermark>,
+    /// Epochs of each satellite: those in the registry and those taken since.
+    epochs: HashMap<SatelliteId, u64>,
+    epochs_max: u64,
     filling: Filling,
     uses: u64,
 }
@@ -101,7 +108,29 @@ impl Intake {
     /// Nothing is known, and the first batch has this name.
     #[must_use]
     pub fn new(id: BatchId) -> Self {
-        Self { committed: HashMap::new(), tip: HashMap::new(), filling: Filling::new(id), uses: 0 }
+        Self {
+            committed: HashMap::new(),
+            tip: HashMap::new(),
+            epochs: HashMap::new(),
+            epochs_max: EPOCHS_MAX,
+            filling: Filling::new(id),
+            uses: 0,
+        }
+    }
+
+    /// Whether it must be learnt how many epochs the satellite has.
+    #[must_use]
+    pub fn is_uncounted(&self, satellite: &SatelliteId) -> bool {
+        !self.epochs.contains_key(satellite)
+    }
+
+    /// Learns how many epochs of the satellite the registry holds. What was taken and is not committed counts too.
+    pub fn count(&mut self, satellite: &SatelliteId, epochs: u64) {
+        let taken = self.tip.iter().filter(|(stream, tip)| {
+            let stored = self.committed.get(stream).is_some_and(|known| !known.watermark.spans().is_empty());
+            stream.0 == *satellite && !tip.spans().is_empty() && !stored
+        });
+        self.epochs.insert(satellite.clone(), epochs.saturating_add(taken.count() as u64));
     }
 
     /// The streams that must be learnt before the block can be taken.
@@ -127,6 +156,9 @@ impl Intake {
             let mut uses: Vec<u64> = self.committed.values().map(|known| known.used).collect();
             let (_, &mut oldest_kept, _) = uses.select_nth_unstable(STREAMS_MAX / 4);
             self.committed.retain(|_, known| known.used >= oldest_kept);
+        }
+        if self.epochs.len() > STREAMS_MAX {
+            self.epochs.clear();
         }
     }
 
@@ -156,6 +188,16 @@ impl Intake {
             Reply::to(&block).refused(NackCode::Conflict, "record numbers or due samples beyond 2^63".into());
             return;
         }
+        let new = self.new_epochs(&stream, &block);
+        if new > 0 && self.epochs.get(&stream.0).is_some_and(|have| have.saturating_add(new) > self.epochs_max) {
+            let message = format!(
+                "this satellite began more than {} epochs: its buffer was opened anew too often; see why it restarts, \
+                 then give it a new identity: revoke it and make a lease",
+                self.epochs_max
+            );
+            Reply::to(&block).refused(NackCode::Retry, message);
+            return;
+        }
         let tip = self.tip(&stream);
         match tip.overlap(first_seq, last_seq) {
             Overlap::Whole => self.filling.wait(Reply::to(&block), mono_ms),
@@ -167,8 +209,27 @@ impl Intake {
                 let message = format!("epoch {epoch} has {SPANS_MAX} holes: fill the oldest first");
                 Reply::to(&block).refused(NackCode::Retry, message);
             }
-            Overlap::None => self.admit(stream, block, received_ms, mono_ms),
+            Overlap::None => {
+                if let Some(epochs) = self.epochs.get_mut(&stream.0) {
+                    *epochs = epochs.saturating_add(new);
+                }
+                self.admit(stream, block, received_ms, mono_ms);
+            }
         }
+    }
+
+    /// Epochs that the block would be the first record of, or the first to speak of.
+    fn new_epochs(&self, stream: &Stream, block: &Block) -> u64 {
+        let mut epochs = BTreeSet::from([stream.1]);
+        if let BlockBody::Gaps(gaps) = &block.body {
+            epochs.extend(gaps.iter().filter_map(|gap| gap.lost).map(|lost| lost.epoch));
+        }
+        let is_new = |&epoch: &Epoch| {
+            let stream = (stream.0.clone(), epoch);
+            let committed = self.committed.get(&stream).map(|known| &known.watermark);
+            self.tip.get(&stream).or(committed).is_none_or(|watermark| watermark.spans().is_empty())
+        };
+        epochs.iter().filter(|epoch| is_new(epoch)).count() as u64
     }
 
     fn admit(&mut self, stream: Stream, block: Block, received_ms: i64, mono_ms: u64) {
@@ -207,6 +268,7 @@ impl Intake {
 
     fn admit_gaps(&mut self, stream: &Stream, span: Span, origin: &Origin<'_>, gaps: Vec<Gap>) -> Result<(), String> {
         check_gaps(&gaps, origin.count).map_err(|error| error.to_string())?;
+        self.check_losses(&stream.0, &gaps)?;
         self.filling.holds.entry(stream.clone()).or_default().cover(span);
         for (seq, gap) in (origin.first_seq..).zip(gaps) {
             let (epoch, lost) = match gap.lost {
@@ -222,6 +284,23 @@ impl Intake {
             }
             tally.explained = tally.explained.saturating_add(explains);
             self.filling.batch.add_gap(origin, seq, gap, explains);
+        }
+        Ok(())
+    }
+
+    /// Losses may leave no more holes open than records may.
+    fn check_losses(&mut self, satellite: &SatelliteId, gaps: &[Gap]) -> Result<(), String> {
+        let mut declared: BTreeMap<Epoch, Watermark> = BTreeMap::new();
+        for gap in gaps {
+            let Some(lost) = gap.lost else { continue };
+            let tip = match declared.entry(lost.epoch) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => entry.insert(self.tip(&(satellite.clone(), lost.epoch)).clone()),
+            };
+            tip.insert(lost_span(&lost, gap.count));
+            if tip.spans().len() > SPANS_MAX {
+                return Err(format!("the losses of epoch {} leave more than {SPANS_MAX} holes", lost.epoch));
+            }
         }
         Ok(())
     }
@@ -283,6 +362,8 @@ impl Intake {
     pub fn failed(&mut self, sealed: Filling, next: BatchId, message: &str) {
         let after = self.seal(next);
         self.tip.clear();
+        // Some of these were counted and are not stored now: the registry is asked again.
+        self.epochs.clear();
         let replies = sealed.replies.into_iter().chain(after.replies);
         replies.for_each(|reply| reply.refused(NackCode::Retry, message.to_owned()));
     }
@@ -369,4 +450,94 @@ fn lost_span(lost: &satellite_shared::gap::Lost, count: u64) -> Span {
     // The first record has nothing before it; elsewhere the gap's own count says where its due samples begin.
     let due_before = if lost.first_seq == 1 { 0 } else { lost.due_through.saturating_sub(count) };
     Span { first: lost.first_seq, last: lost.last_seq, due_before, due_through: lost.due_through }
+}
+
+#[cfg(test)]
+mod tests {
+    use satellite_shared::clock::Now;
+    use satellite_shared::gap::{Lost, Reason};
+    use satellite_shared::wire::block::{ClockQuality, FrameKind};
+
+    use super::*;
+
+    fn who() -> SatelliteId {
+        SatelliteId::from_bits([1; 10])
+    }
+
+    fn intake(epochs_max: u64) -> (Intake, mpsc::UnboundedSender<Outcome>, mpsc::UnboundedReceiver<Outcome>) {
+        let mut intake = Intake::new(BatchId::new(0, [0; 10]));
+        intake.epochs_max = epochs_max;
+        let (reply, outcomes) = mpsc::unbounded_channel();
+        (intake, reply, outcomes)
+    }
+
+    fn block(epoch: u128, first_seq: u64, lost: &[Lost], reply: &mpsc::UnboundedSender<Outcome>) -> Block {
+        let gap = |lost: Option<Lost>| Gap {
+            device: None,
+            metric: None,
+            from_ms: 0,
+            to_ms: 0,
+            count: 1,
+            reason: Reason::Stopped,
+            detail: String::new(),
+            lost,
+        };
+        let gaps: Vec<Gap> =
+            if lost.is_empty() { vec![gap(None)] } else { lost.iter().map(|&one| gap(Some(one))).collect() };
+        let header = Header {
+            kind: FrameKind::Gaps,
+            quality: ClockQuality::Unknown,
+            epoch: Epoch(epoch),
+            first_seq,
+            count: u32::try_from(gaps.len()).unwrap(),
+            due: gaps.iter().map(Gap::due).sum(),
+            due_before: 0,
+            made: Now { wall_ms: 0, mono_ms: 0 },
+        };
+        let body = BlockBody::Gaps(gaps);
+        Block { satellite: who(), header, body, frame: bytes::Bytes::from_static(b"x"), reply: reply.clone() }
+    }
+
+    fn lost(epoch: u128, first_seq: u64) -> Lost {
+        Lost { epoch: Epoch(epoch), first_seq, last_seq: first_seq, due_through: first_seq }
+    }
+
+    #[test]
+    fn epochs_without_end_are_refused_and_those_that_are_known_go_on() {
+        let (mut intake, reply, mut outcomes) = intake(3);
+        intake.count(&who(), 1);
+        intake.take(block(1, 1, &[], &reply), 0, 0);
+        intake.take(block(2, 1, &[], &reply), 0, 0);
+        assert!(outcomes.try_recv().is_err(), "both wait for their commit");
+        intake.take(block(3, 1, &[], &reply), 0, 0);
+        assert!(matches!(outcomes.try_recv(), Ok(Outcome::Refused { code: NackCode::Retry, .. })));
+        // A loss is a way to begin an epoch too.
+        intake.take(block(1, 2, &[lost(4, 1)], &reply), 0, 0);
+        assert!(matches!(outcomes.try_recv(), Ok(Outcome::Refused { code: NackCode::Retry, .. })));
+        intake.take(block(1, 2, &[lost(2, 7)], &reply), 0, 0);
+        assert!(outcomes.try_recv().is_err());
+        assert_eq!(intake.filling.replies.len(), 3);
+        // Counted again, what was taken is not forgotten.
+        intake.count(&who(), 1);
+        assert_eq!(intake.epochs[&who()], 3);
+    }
+
+    #[test]
+    fn losses_that_leave_too_many_holes_are_set_aside() {
+        let (mut intake, reply, _outcomes) = intake(EPOCHS_MAX);
+        let holes = |first: u64, count: u64| -> Vec<Lost> { (first..first + count).map(|n| lost(9, 10 * n)).collect() };
+        let half = SPANS_MAX as u64 / 2;
+        intake.take(block(1, 1, &holes(1, half), &reply), 0, 0);
+        intake.take(block(1, 1 + half, &holes(1 + half, half), &reply), 0, 0);
+        assert!(intake.filling.letters.is_empty());
+        intake.take(block(1, 1 + 2 * half, &holes(1 + 2 * half, 1), &reply), 0, 0);
+        assert_eq!(intake.filling.letters.len(), 1);
+        assert!(intake.filling.letters[0].error.contains("holes"), "{}", intake.filling.letters[0].error);
+        assert_eq!(intake.tip[&(who(), Epoch(9))].spans().len(), SPANS_MAX);
+        // One that closes a hole is welcome.
+        let between = Lost { epoch: Epoch(9), first_seq: 11, last_seq: 19, due_through: 19 };
+        intake.take(block(1, 2 + 2 * half, &[between], &reply), 0, 0);
+        assert_eq!(intake.filling.letters.len(), 1);
+        assert_eq!(intake.tip[&(who(), Epoch(9))].spans().len(), SPANS_MAX - 1);
+    }
 }

@@ -28,6 +28,18 @@ impl Registry {
         fetch(&mut connection, satellite, epoch).await
     }
 
+    /// How many epochs of a satellite there are.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn epochs(&self, satellite: &SatelliteId) -> Result<u64, RegistryError> {
+        let counted: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM streams WHERE satellite = $1")
+            .bind(satellite.as_str())
+            .fetch_one(self.pool())
+            .await?;
+        unsigned("number of streams", counted)
+    }
+
     /// The accounts of all epochs of a satellite, in the order in which they were last added to.
     ///
     /// # Errors

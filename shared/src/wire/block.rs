@@ -346,6 +346,9 @@ impl Decoder {
 }
 
 fn gaps(payload: &[u8], header: &Header) -> Result<Vec<Gap>, InvalidFrame> {
+    if header.count > limits::BLOCK_GAPS_MAX {
+        return Err(InvalidFrame::Payload("more gaps than a block may hold"));
+    }
     let gaps: Vec<Gap> = postcard::from_bytes(payload).map_err(|_| InvalidFrame::Payload("gaps"))?;
     if gaps.len() != header.count as usize {
         return Err(InvalidFrame::Payload("count differs from the gaps"));
@@ -443,6 +446,26 @@ mod tests {
             let frame = Encoder::default().encode(stamp(), &body);
             assert_eq!(Decoder::default().decode(&frame).unwrap().1, body);
         }
+    }
+
+    #[test]
+    fn more_gaps_than_a_block_may_hold_are_refused() {
+        let gap = Gap {
+            device: None,
+            metric: None,
+            from_ms: 1,
+            to_ms: 2,
+            count: 1,
+            reason: Reason::Late,
+            detail: String::new(),
+            lost: None,
+        };
+        let most = limits::BLOCK_GAPS_MAX as usize;
+        let decoded = |gaps: usize| {
+            Decoder::default().decode(&Encoder::default().encode(stamp(), &Body::Gaps(vec![gap.clone(); gaps])))
+        };
+        assert!(decoded(most).is_ok());
+        assert_eq!(decoded(most + 1), Err(InvalidFrame::Payload("more gaps than a block may hold")));
     }
 
     #[test]
