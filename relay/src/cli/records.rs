@@ -136,7 +136,7 @@ fn write_table(out: &mut impl Write, rows: &[Vec<String>]) -> io::Result<()> {
 fn sample_cells(row: &Sample, names: &HashMap<String, String>) -> Vec<String> {
     let labels: Vec<String> = row.labels.iter().map(|(key, value)| format!("{key}={value:?}")).collect();
     let series = if labels.is_empty() { row.name.clone() } else { format!("{}{{{}}}", row.name, labels.join(",")) };
-    let value = format!("{} {}", row.value, row.unit);
+    let value = format!("{} {}", row.value, printable(&row.unit));
     vec![
         time_text(row.time_ms),
         name_of(&row.satellite, names),
@@ -152,7 +152,7 @@ fn gap_cells(row: &GapRow, names: &HashMap<String, String>) -> Vec<String> {
         time_text(row.to_ms),
         name_of(&row.satellite, names),
         row.device.clone().unwrap_or_else(|| "*".into()),
-        row.metric.clone().unwrap_or_else(|| "*".into()),
+        row.metric.as_deref().map_or_else(|| "*".into(), printable),
         row.count.to_string(),
         row.reason.clone(),
         printable(&row.detail),
@@ -164,7 +164,7 @@ fn name_of(id: &str, names: &HashMap<String, String>) -> String {
 }
 
 /// What a satellite wrote must not steer the terminal.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
@@ -192,7 +192,7 @@ mod tests {
             labels: [("cpu".into(), "0".into()), ("mode".into(), "\u{1b}[2J\"".into())].into(),
             value: 0.5,
             kind: "counter".into(),
-            unit: "seconds".into(),
+            unit: "seconds\u{1b}[2J".into(),
             epoch: String::new(),
             seq: 1,
         };
@@ -201,7 +201,7 @@ mod tests {
         write_table(&mut out, &[sample_cells(&row, &names)]).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
-            "2026-11-21T07:59:59.999Z  attic  nas  x_seconds_total{cpu=\"0\",mode=\"\\u{1b}[2J\\\"\"}  0.5 seconds\n"
+            "2026-11-21T07:59:59.999Z  attic  nas  x_seconds_total{cpu=\"0\",mode=\"\\u{1b}[2J\\\"\"}  0.5 seconds\u{fffd}[2J\n"
         );
         write_table(&mut Vec::new(), &[]).unwrap();
     }

@@ -4,6 +4,7 @@ use clap::Subcommand;
 use satellite_shared::wire::to_relay::ConfigState;
 use serde_json::{Value, json};
 
+use super::records::printable;
 use super::{Failure, Shell, ago, date, note, now_ms, print, print_json, table};
 use crate::registry::{CertificateRow, CertificateState, SatelliteRow};
 
@@ -106,7 +107,7 @@ async fn show(shell: &Shell, id_or_name: &str, json: bool) -> Result<(), Failure
         lines.push(format!("  revoked      {}", when(Some(revoked))));
     }
     for item in satellite.config_status.iter().flat_map(|status| &status.items) {
-        lines.push(format!("    refused    {}: {}", item.path, item.reason));
+        lines.push(format!("    refused    {}: {}", printable(&item.path), printable(&item.reason)));
     }
     if let Some(progress) = &satellite.progress {
         lines.push(format!(
