@@ -36,8 +36,6 @@ use crate::web::Peer;
 const BACKLOG: u32 = 1_024;
 const HEADERS_MAX: usize = 64;
 const HEAD_BYTES_MAX: usize = 16 << 10;
-/// Bytes that were sent and not acknowledged for this long end the connection.
-const UNACKNOWLEDGED_MAX_MS: u32 = 30_000;
 
 /// How long things may take and how many there may be. The settings say the first two; tests shorten the waits.
 #[derive(Debug, Clone)]
@@ -58,6 +56,8 @@ pub struct Limits {
     pub request: Duration,
     /// After this a connection of the web door takes no more requests.
     pub connection: Duration,
+    /// Bytes that were sent and are not taken for this long end the connection.
+    pub unacknowledged: Duration,
 }
 
 impl Default for Limits {
@@ -71,6 +71,7 @@ impl Default for Limits {
             head: Duration::from_secs(10),
             request: Duration::from_secs(10),
             connection: Duration::from_secs(60),
+            unacknowledged: Duration::from_secs(30),
         }
     }
 }
@@ -159,7 +160,9 @@ impl Listener {
     }
 
     /// Answers requests until shutdown; those that have begun are answered.
-    pub async fn run_web(self, shutdown: CancellationToken, router: Router) {
+    pub async fn run_web(mut self, shutdown: CancellationToken, router: Router) {
+        // Nobody has a long conversation here: who does not take an answer is not waited for as a satellite is.
+        self.limits.unacknowledged = self.limits.unacknowledged.min(self.limits.request);
         let limits = self.limits.clone();
         let stop = shutdown.clone();
         let serve = move |stream, peer| {
@@ -178,7 +181,7 @@ impl Listener {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    if let Err(error) = prepare(&stream) {
+                    if let Err(error) = prepare(&stream, self.limits.unacknowledged) {
                         tracing::debug!(door = self.name, %peer, %error, "gone before it began");
                         continue;
                     }
@@ -194,9 +197,10 @@ impl Listener {
     }
 }
 
-fn prepare(stream: &TcpStream) -> io::Result<()> {
+fn prepare(stream: &TcpStream, unacknowledged: Duration) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    Ok(rustix::net::sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED_MAX_MS)?)
+    let ms = u32::try_from(unacknowledged.as_millis()).unwrap_or(u32::MAX);
+    Ok(rustix::net::sockopt::set_tcp_user_timeout(stream, ms)?)
 }
 
 async fn serve_web(
