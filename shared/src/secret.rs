@@ -1,9 +1,22 @@
-//! Secrets that must cross the wire, kept from logs until they do.
+//! Secrets that must cross the wire, kept from logs until they do; and the memory that holds them, kept from others.
 
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::limits;
+
+/// Keeps this program's memory to itself: no core file, and no other program of the same user may look into it.
+///
+/// Keys and tokens stand in it for as long as it runs, and a core file lies about for years. Root sees everything, as
+/// always.
+///
+/// # Errors
+/// Where the kernel does not take it.
+pub fn keep_memory_private() -> std::io::Result<()> {
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
+}
 
 /// A bearer token: `PREFIX_` and 43 base64url characters of 256 random bits and 8 of a checksum.
 ///
@@ -112,6 +125,13 @@ impl<'de> Deserialize<'de> for Token {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_that_keeps_its_memory_private_leaves_no_core() {
+        keep_memory_private().unwrap();
+        assert_eq!(rustix::process::dumpable_behavior().unwrap(), DumpableBehavior::NotDumpable);
+        assert_eq!(rustix::process::getrlimit(Resource::Core), Rlimit { current: Some(0), maximum: Some(0) });
+    }
 
     #[test]
     fn a_token_is_never_shown_by_debug() {
