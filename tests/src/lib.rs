@@ -26,6 +26,8 @@ pub mod middleman;
 
 pub mod impostor;
 
+pub mod far_end;
+
 pub mod hostile_relay;
 
 pub mod netns;

@@ -188,9 +188,21 @@ impl Relay {
     /// # Errors
     /// When it does not run.
     pub fn satellites_door(&self) -> Result<SocketAddr> {
+        Ok(self.addresses()?.satellites)
+    }
+
+    /// The ports of its own doors, web and satellites, for those who do not come over the links.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn doors(&self) -> Result<(u16, u16)> {
+        let Addresses { web, satellites } = self.addresses()?;
+        Ok((web.port(), satellites.port()))
+    }
+
+    fn addresses(&self) -> Result<Addresses> {
         let bytes = std::fs::read(self.data_dir().join("addresses.json")).context("the relay's addresses")?;
-        let addresses: Addresses = serde_json::from_slice(&bytes)?;
-        Ok(addresses.satellites)
+        Ok(serde_json::from_slice(&bytes)?)
     }
 
     fn running(&mut self) -> Result<Process> {
