@@ -297,6 +297,18 @@ mod tests {
 
     const NOW_MS: i64 = 1_795_247_999_999;
 
+    #[test]
+    fn the_highest_number_alone_costs_one_page() {
+        let mut numbers = Numbers::default();
+        numbers.set(limits::SERIES_PER_EPOCH_MAX - 1, 7);
+        assert_eq!(numbers.index(limits::SERIES_PER_EPOCH_MAX - 1), Some(7));
+        assert_eq!((numbers.index(0), numbers.index(limits::SERIES_PER_EPOCH_MAX - 2)), (None, None));
+        assert_eq!(numbers.0.iter().flatten().count(), 1);
+        numbers.set(0, 0);
+        assert_eq!(numbers.index(0), Some(0));
+        assert_eq!(numbers.index(limits::SERIES_PER_EPOCH_MAX + 9_999), None);
+    }
+
     fn origin(satellite: &SatelliteId, count: u32) -> Origin<'_> {
         Origin { satellite, epoch: Epoch(1), first_seq: 1, count, received_ms: NOW_MS }
     }

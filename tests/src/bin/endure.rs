@@ -25,7 +25,7 @@ struct Long {
 }
 
 /// All of them.
-const ALL: [Long; 12] = [
+const ALL: [Long; 13] = [
     Long {
         name: "power",
         test: ("power", "an_acknowledged_record_survives_a_power_cut"),
@@ -97,6 +97,12 @@ const ALL: [Long; 12] = [
         test: ("disk", "a_damaged_registry_is_never_taken_for_whole"),
         rounds: 500,
         round: "a stopped registry with a flipped bit or without its end, opened",
+    },
+    Long {
+        name: "certificates",
+        test: ("certificates", "certificates_live_for_months_and_none_that_ended_comes_back"),
+        rounds: 40,
+        round: "a quarter of a year of two hundred satellites' certificates",
     },
 ];
 
