@@ -2,7 +2,8 @@
 //!
 //! It is encoded once: the same bytes stand in the buffer and on the wire and are decoded once, by the relay.
 //! A fixed little-endian header is readable without decoding the payload; the CRC covers all but itself.
-//! Samples are kept in groups that share their times; within a group, values stand series by series.
+//! Samples are kept in groups that share their times; within a group, values stand series by series. Where groups repeat
+//! the same series, as in a block that was merged from several, the payload has them folded: format version 2.
 //!
 //! Invariant: `decode(encode(x)) == x`, bit for bit, and no input makes `decode` allocate more than its limits.
 
@@ -17,7 +18,10 @@ use crate::wire::columns;
 pub const HEADER_BYTES: usize = 80;
 
 const MAGIC: [u8; 4] = *b"SATB";
+/// Most frames.
 const VERSION: u8 = 1;
+/// Samples whose groups are folded.
+const VERSION_FOLDED: u8 = 2;
 const CODEC_RAW: u8 = 0;
 const CODEC_ZSTD: u8 = 1;
 const ZSTD_LEVEL: i32 = 3;
@@ -176,10 +180,13 @@ impl Default for Encoder {
 impl Encoder {
     /// One frame. It may be longer than `BLOCK_BYTES_MAX`: then the caller makes several of the body's parts.
     pub fn encode(&mut self, stamp: Stamp, body: &Body) -> Vec<u8> {
+        let mut version = VERSION;
         let (kind, count, due, payload) = match body {
             Body::Samples(groups) => {
                 let count: usize = groups.iter().map(|g| g.values.len()).sum();
-                (FrameKind::Samples, count, count as u64, columns::encode(groups))
+                let folded = columns::encode_folded(groups);
+                version = if folded.is_some() { VERSION_FOLDED } else { VERSION };
+                (FrameKind::Samples, count, count as u64, folded.unwrap_or_else(|| columns::encode(groups)))
             }
             Body::Gaps(gaps) => {
                 let due = gaps.iter().map(Gap::due).fold(0, u64::saturating_add);
@@ -197,7 +204,7 @@ impl Encoder {
 
         let mut frame = Vec::with_capacity(HEADER_BYTES + payload.len());
         frame.extend_from_slice(&MAGIC);
-        frame.extend_from_slice(&[VERSION, kind as u8, codec, stamp.quality as u8]);
+        frame.extend_from_slice(&[version, kind as u8, codec, stamp.quality as u8]);
         frame.extend_from_slice(&u32::try_from(payload.len()).expect("payloads are small").to_le_bytes());
         frame.extend_from_slice(&[0; 4]);
         frame.extend_from_slice(&stamp.epoch.0.to_le_bytes());
@@ -245,7 +252,7 @@ pub fn header(frame: &[u8]) -> Result<Header, InvalidFrame> {
     if frame[..4] != MAGIC {
         return Err(InvalidFrame::Unknown("wrong magic"));
     }
-    if frame[4] != VERSION {
+    if !matches!(frame[4], VERSION | VERSION_FOLDED) {
         return Err(InvalidFrame::Unknown("another format version"));
     }
     let want = HEADER_BYTES + u32::from_le_bytes(field(frame, 8)) as usize;
@@ -261,6 +268,9 @@ pub fn header(frame: &[u8]) -> Result<Header, InvalidFrame> {
         3 => FrameKind::Series,
         _ => return Err(InvalidFrame::Unknown("another kind of frame")),
     };
+    if frame[4] == VERSION_FOLDED && kind != FrameKind::Samples {
+        return Err(InvalidFrame::Unknown("only samples are folded"));
+    }
     let header = Header {
         kind,
         quality: match frame[7] {
@@ -334,6 +344,9 @@ impl Decoder {
             _ => return Err(InvalidFrame::Unknown("another codec")),
         };
         let body = match header.kind {
+            FrameKind::Samples if frame[4] == VERSION_FOLDED => {
+                Body::Samples(columns::decode_folded(payload, header.count as usize)?)
+            }
             FrameKind::Samples => Body::Samples(columns::decode(payload, header.count as usize)?),
             FrameKind::Gaps => Body::Gaps(gaps(payload, &header)?),
             FrameKind::Series => Body::Series(series(payload, &header)?),
@@ -494,7 +507,58 @@ mod tests {
         assert_eq!(Decoder::default().decode(&frame).unwrap_err(), InvalidFrame::Compression);
     }
 
+    #[test]
+    fn polls_of_the_same_series_come_back_in_the_order_in_which_they_came() {
+        let poll = |series: [u32; 3], at: i64, n: f64| group(series.to_vec(), vec![at], vec![n, n + 0.5, -0.0]);
+        let groups = vec![
+            poll([0, 1, 2], 10, 1.0),
+            poll([7, 8, 9], 11, f64::NAN),
+            poll([0, 1, 2], 20, 2.0),
+            group(vec![0, 1, 2], vec![30, 40], vec![3.0, 4.0, 3.5, 4.5, -0.0, 0.0]),
+            poll([7, 8, 9], 9, 6.0),
+        ];
+        let frame = Encoder::default().encode(stamp(), &Body::Samples(groups.clone()));
+        assert_eq!(frame[4], VERSION_FOLDED);
+        let Body::Samples(back) = Decoder::default().decode(&frame).unwrap().1 else { panic!("samples") };
+        assert_eq!(bits(&back), bits(&groups));
+        for (back, group) in back.iter().zip(&groups) {
+            assert_eq!((&back.series, &back.times_ms), (&group.series, &group.times_ms));
+        }
+    }
+
+    #[test]
+    fn folding_is_of_samples_alone() {
+        let mut frame = Encoder::default().encode(stamp(), &Body::Gaps(vec![]));
+        frame[4] = VERSION_FOLDED;
+        let crc = checksum(&frame);
+        frame[CRC_AT].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(header(&frame).unwrap_err(), InvalidFrame::Unknown("only samples are folded"));
+    }
+
     proptest! {
+        #[test]
+        fn any_polls_come_back_folded(
+            polls in prop::collection::vec((0usize..3, prop::collection::vec(any::<i64>(), 1..3)), 1..12),
+            seed in prop::collection::vec(any::<f64>(), 1..60),
+        ) {
+            let sets = [vec![0, 1, 2], vec![3], vec![1, 5, 6, 7]];
+            let mut values = seed.iter().copied().cycle();
+            let groups: Vec<Group> = polls
+                .into_iter()
+                .map(|(set, times_ms)| {
+                    let values = values.by_ref().take(sets[set].len() * times_ms.len()).collect();
+                    group(sets[set].clone(), times_ms, values)
+                })
+                .collect();
+            let frame = Encoder::default().encode(stamp(), &Body::Samples(groups.clone()));
+            let Body::Samples(back) = Decoder::default().decode(&frame).unwrap().1 else { panic!("samples") };
+            prop_assert_eq!(bits(&back), bits(&groups));
+            prop_assert_eq!(back.len(), groups.len());
+            for (back, group) in back.iter().zip(&groups) {
+                prop_assert_eq!((&back.series, &back.times_ms), (&group.series, &group.times_ms));
+            }
+        }
+
         #[test]
         fn any_samples_come_back(
             series in prop::collection::btree_set(0u32..2_000, 1..40),
@@ -515,9 +579,10 @@ mod tests {
         }
 
         #[test]
-        fn no_payload_panics(kind in 1u8..4, payload in prop::collection::vec(any::<u8>(), 0..300), count in 1u32..500) {
+        fn no_payload_panics(version in 1u8..3, kind in 1u8..4, payload in prop::collection::vec(any::<u8>(), 0..300), count in 1u32..500) {
             let mut frame = Encoder::default().encode(stamp(), &Body::Series(vec![]));
             frame.truncate(HEADER_BYTES);
+            frame[4] = version;
             frame[5] = kind;
             frame[6] = CODEC_RAW;
             frame[8..12].copy_from_slice(&u32::try_from(payload.len()).unwrap().to_le_bytes());

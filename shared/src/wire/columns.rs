@@ -3,6 +3,11 @@
 //! A series' values become integers `n` with one decimal scale `k` for which `n / 10^k` has the same bits as
 //! the value; those for which no `k` up to 6 does go into eight byte planes. postcard writes the varints; the
 //! frame's zstd does the rest. Lossless by construction: NaN, infinities and -0.0 take the planes.
+//!
+//! Several polls of the same series, one after the other, are *folded*: their times and values stand together, so that
+//! differences run from poll to poll, and *picks* say in which order the polls came. Numbers follow that order.
+
+use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +38,73 @@ struct Columns {
     ints: Vec<i64>,
     /// The values that are no short decimals: all first bytes, all second bytes, …, high byte first.
     planes: Vec<u8>,
+}
+
+/// One of the groups as they came: which folded group has it, and how many of its next times.
+type Pick = (u32, u32);
+
+/// The groups, folded; `None` where no two have the same series.
+pub(super) fn encode_folded(groups: &[Group]) -> Option<Vec<u8>> {
+    let mut found: HashMap<&[u32], u32> = HashMap::new();
+    let mut parts: Vec<Vec<&Group>> = Vec::new();
+    let mut picks: Vec<Pick> = Vec::with_capacity(groups.len());
+    for group in groups {
+        let next = u32::try_from(parts.len()).expect("groups are few");
+        let at = *found.entry(&group.series).or_insert(next);
+        if at == next {
+            parts.push(Vec::new());
+        }
+        parts[at as usize].push(group);
+        picks.push((at, u32::try_from(group.times_ms.len()).expect("groups are small")));
+    }
+    if parts.len() == groups.len() {
+        return None;
+    }
+    let folded: Vec<Group> = parts.iter().map(|parts| fold(parts)).collect();
+    let mut payload = encode(&folded);
+    payload.extend(postcard::to_stdvec(&picks).expect("plain values always serialise"));
+    Some(payload)
+}
+
+/// Groups of the same series as one.
+fn fold(parts: &[&Group]) -> Group {
+    let series = parts.first().map(|group| group.series.clone()).unwrap_or_default();
+    let times_ms = parts.iter().flat_map(|group| group.times_ms.iter().copied()).collect();
+    let of_series = |at: usize| {
+        parts.iter().flat_map(move |group| {
+            let times = group.times_ms.len();
+            group.values[at * times..(at + 1) * times].iter().copied()
+        })
+    };
+    let values = (0..series.len()).flat_map(of_series).collect();
+    Group { series, times_ms, values }
+}
+
+/// Folded groups as they came.
+pub(super) fn decode_folded(payload: &[u8], count: usize) -> Result<Vec<Group>, InvalidFrame> {
+    let error = InvalidFrame::Payload("folded groups");
+    let (columns, rest) = postcard::take_from_bytes::<Columns>(payload).map_err(|_| error.clone())?;
+    let picks: Vec<Pick> = postcard::from_bytes(rest).map_err(|_| error.clone())?;
+    let folded = expand(&columns, count)?;
+    let mut taken = vec![0usize; folded.len()];
+    let mut groups = Vec::with_capacity(picks.len().min(count));
+    for (at, times) in picks {
+        let (group, taken) = folded.get(at as usize).zip(taken.get_mut(at as usize)).ok_or_else(|| error.clone())?;
+        let from = *taken;
+        *taken = from.saturating_add(times as usize);
+        // Each pick is of some samples, so that all of them together are no more than the header says.
+        if times == 0 || *taken > group.times_ms.len() {
+            return Err(error);
+        }
+        let of_series = group.values.chunks_exact(group.times_ms.len());
+        groups.push(Group {
+            series: group.series.clone(),
+            times_ms: group.times_ms[from..*taken].to_vec(),
+            values: of_series.flat_map(|values| values[from..*taken].iter().copied()).collect(),
+        });
+    }
+    let all = folded.iter().zip(&taken).all(|(group, taken)| *taken == group.times_ms.len());
+    if all { Ok(groups) } else { Err(error) }
 }
 
 pub(super) fn encode(groups: &[Group]) -> Vec<u8> {
@@ -125,6 +197,10 @@ fn unscaled(n: i64, scale: u8) -> f64 {
 
 pub(super) fn decode(payload: &[u8], count: usize) -> Result<Vec<Group>, InvalidFrame> {
     let columns: Columns = postcard::from_bytes(payload).map_err(|_| InvalidFrame::Payload("columns"))?;
+    expand(&columns, count)
+}
+
+fn expand(columns: &Columns, count: usize) -> Result<Vec<Group>, InvalidFrame> {
     let mut reader = Reader {
         runs: columns.runs.iter(),
         times: columns.times.iter(),
