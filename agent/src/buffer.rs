@@ -24,6 +24,8 @@ mod keeper;
 
 mod mark;
 
+mod merge;
+
 mod meta;
 
 mod salvage;

@@ -185,13 +185,13 @@ impl Keeper {
     fn on_read(&mut self, from: Place, below: Place, bytes_max: usize) -> Result<Vec<StoredBlock>, ReadError> {
         self.ensure().map_err(|why| ReadError::Degraded { why })?;
         let store = self.store.as_ref().expect("ensured just above");
-        Stock::read(store, from, below, bytes_max).map_err(|error| self.read_failed(error))
+        self.stock.read(store, from, below, bytes_max).map_err(|error| self.read_failed(error))
     }
 
     fn on_series(&mut self, opening: u32) -> Result<Vec<Bytes>, ReadError> {
         self.ensure().map_err(|why| ReadError::Degraded { why })?;
         let store = self.store.as_ref().expect("ensured just above");
-        Stock::series(store, opening).map_err(|error| self.read_failed(error))
+        self.stock.series(store, opening).map_err(|error| self.read_failed(error))
     }
 
     fn on_forget(&mut self, epoch: Epoch, ranges: &Ranges) -> Result<(), ReadError> {

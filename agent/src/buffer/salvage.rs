@@ -147,7 +147,9 @@ impl Finds {
         let len = block::frame_len(bytes)?;
         let header = block::header(&bytes[..len]).ok()?;
         let key = (header.epoch, header.kind == FrameKind::Series, header.first_seq);
-        let newest = self.frames.get(&key).is_none_or(|found| found.header.made.mono_ms <= header.made.mono_ms);
+        // A merged block is as new as its newest part, and longer.
+        let age = |header: &Header| (header.made.mono_ms, header.count);
+        let newest = self.frames.get(&key).is_none_or(|found| age(&found.header) <= age(&header));
         if newest {
             self.frames.insert(key, Found { header, offset, len });
         }

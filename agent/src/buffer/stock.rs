@@ -18,6 +18,7 @@ use satellite_shared::wire::to_relay::Stream;
 use super::block_store;
 use super::book::{self, Book, Descriptor, Head, Held};
 use super::eviction::{Pressure, Tally};
+use super::merge::Merger;
 use super::{Commit, HeldStream, Loss, Place, StoredBlock};
 
 pub use super::block_store::{Changes, StoreError};
@@ -29,6 +30,11 @@ const EVICTED_PER_COMMIT_MAX: usize = 2_000;
 const FORGOTTEN_PER_BATCH: usize = 1_024;
 /// Forgotten blocks that may wait for the next commit's flush.
 const FORGOTTEN_UNFLUSHED_MAX: usize = 4_096;
+/// So many bytes of small blocks are worth a try to merge them: what becomes one or two large ones.
+const MERGED_FROM_BYTES: u64 = 3 * satellite_shared::limits::BLOCK_BYTES_MAX as u64;
+/// So many bytes or blocks are merged in any case: they are in memory, decoded, for a moment.
+const TAIL_BYTES_MAX: u64 = 128 << 10;
+const TAIL_BLOCKS_MAX: usize = 1_024;
 
 /// Keys and values in the order of their keys, changed in batches: each batch is there as a whole or not at all, never
 /// without those before it, and for good after [`Values::flush`].
@@ -103,6 +109,29 @@ pub struct Bounds {
     pub now_ms: i64,
 }
 
+/// The last blocks of this opening, from a number on: as they were committed, and never given to anybody.
+///
+/// Only those may be merged. What was given may be stored somewhere block by block, and the relay takes no block of which
+/// it has a part.
+#[derive(Debug, Clone, Copy)]
+struct Tail {
+    from_seq: u64,
+    bytes: u64,
+    blocks: usize,
+    /// How many bytes are worth the next try.
+    wanted: u64,
+}
+
+impl Tail {
+    fn from(from_seq: u64) -> Self {
+        Self { from_seq, bytes: 0, blocks: 0, wanted: MERGED_FROM_BYTES }
+    }
+
+    fn is_full(self) -> bool {
+        self.bytes >= TAIL_BYTES_MAX || self.blocks >= TAIL_BLOCKS_MAX
+    }
+}
+
 /// The account of a store, and the opening that is written.
 #[derive(Debug)]
 pub struct Stock {
@@ -118,6 +147,8 @@ pub struct Stock {
     pub(super) evicted_total: u64,
     pub(super) bytes_written: u64,
     decoder: Decoder,
+    tail: Tail,
+    merger: Merger,
 }
 
 impl Stock {
@@ -135,6 +166,8 @@ impl Stock {
             evicted_total: 0,
             bytes_written: 0,
             decoder: Decoder::default(),
+            tail: Tail::from(1),
+            merger: Merger::default(),
         }
     }
 
@@ -153,6 +186,12 @@ impl Stock {
     /// When the store fails.
     pub fn settle<S: Values>(&mut self, store: &mut S, found: Found, marked: u32) -> Result<(), StoreError> {
         self.unflushed = 0;
+        let settled = self.settle_book(store, found, marked);
+        self.tail = Tail::from(self.book.head.last_seq.saturating_add(1));
+        settled
+    }
+
+    fn settle_book<S: Values>(&mut self, store: &mut S, found: Found, marked: u32) -> Result<(), StoreError> {
         if self.begun { self.reconcile(store, found.0) } else { self.begin(store, found.0, marked) }
     }
 
@@ -312,10 +351,15 @@ impl Stock {
             now_ms: trusted.then_some(bounds.now_ms),
             age_max_ms: bounds.age_max_ms,
         };
-        let tally = evict(store, &mut next, &pressure, &mut self.decoder, &mut changes)?;
+        let (tally, evicted_to) = evict(store, &mut next, &pressure, &mut self.decoder, &mut changes)?;
         let evicted = tally.count();
         for loss in tally.into_losses() {
             next.put_loss(loss, &mut changes);
+        }
+        let mut tail = self.tail;
+        let tail_stays = evicted_to < Place { opening, seq: tail.from_seq };
+        if !headers.is_empty() && tail_stays && (tail.bytes >= tail.wanted || tail.is_full()) {
+            tail = merge_tail(store, opening, tail, &mut self.merger, &mut next, &mut changes)?;
         }
         let held = next.openings.entry(opening).or_insert_with(|| Held::new(self.descriptor.clone()));
         for frame in &commit.series {
@@ -327,6 +371,7 @@ impl Stock {
         for (header, frame) in headers.iter().zip(&commit.blocks) {
             changes.put(block_store::block_key(Place { opening, seq: header.first_seq }), frame.clone());
             held.add(header, frame.len());
+            (tail.bytes, tail.blocks) = (tail.bytes + frame.len() as u64, tail.blocks + 1);
             next.head.last_seq = header.last_seq();
             next.head.due_through = header.due_through();
         }
@@ -345,6 +390,7 @@ impl Stock {
 
         self.unflushed = 0;
         self.book = next;
+        self.tail = tail;
         self.bytes_written += bytes;
         self.evicted_total = self.evicted_total.saturating_add(evicted);
         if let Some(header) = headers.last() {
@@ -353,11 +399,13 @@ impl Stock {
         Ok(())
     }
 
-    /// Blocks in order of their places, until `bytes_max` would be passed; at least one, if there is one.
+    /// Blocks in order of their places, until `bytes_max` would be passed; at least one, if there is one. They are as they
+    /// are from now on: whoever has them may have sent them.
     ///
     /// # Errors
     /// When the store fails.
     pub fn read<S: Values>(
+        &mut self,
         store: &S,
         from: Place,
         below: Place,
@@ -374,16 +422,36 @@ impl Stock {
             if !blocks.is_empty() && bytes > bytes_max {
                 break;
             }
+            if place.opening == self.descriptor.opening {
+                // A header that can't be read is a block that can't be merged either.
+                let last_seq = block::header(&frame).map_or(place.seq, |header| header.last_seq());
+                self.give_up_to(last_seq);
+            }
             blocks.push(StoredBlock { place, frame: Bytes::copy_from_slice(&frame) });
         }
         Ok(blocks)
     }
 
-    /// All frames of series descriptors of an opening, in order.
+    /// Nothing up to here is merged any more.
+    fn give_up_to(&mut self, last_seq: u64) {
+        if last_seq >= self.tail.from_seq {
+            self.tail = Tail::from(last_seq.saturating_add(1));
+        }
+    }
+
+    /// All frames of series descriptors of an opening, in order. No block reaches over this moment: those up to the last
+    /// one need these and no others.
     ///
     /// # Errors
     /// When the store fails.
-    pub fn series<S: Values>(store: &S, opening: u32) -> Result<Vec<Bytes>, StoreError> {
+    pub fn series<S: Values>(&mut self, store: &S, opening: u32) -> Result<Vec<Bytes>, StoreError> {
+        if opening == self.descriptor.opening {
+            self.give_up_to(self.book.head.last_seq);
+        }
+        Self::descriptors(store, opening)
+    }
+
+    fn descriptors<S: Values>(store: &S, opening: u32) -> Result<Vec<Bytes>, StoreError> {
         let (from, below) = (block_store::series_key(opening, 0), block_store::series_key(opening, u64::MAX));
         store.scan(from, below).map(|item| Ok(Bytes::copy_from_slice(&item?.1))).collect()
     }
@@ -515,8 +583,9 @@ fn evict<S: Values>(
     pressure: &Pressure,
     decoder: &mut Decoder,
     changes: &mut Changes,
-) -> Result<Tally, StoreError> {
+) -> Result<(Tally, Place), StoreError> {
     let mut tally = Tally::default();
+    let mut last = Place::default();
     let mut freed = 0;
     for item in store.all_blocks().take(EVICTED_PER_COMMIT_MAX) {
         let (place, frame) = item?;
@@ -527,11 +596,54 @@ fn evict<S: Values>(
         freed += frame.len() as u64;
         take_leave(&mut tally, decoder, &header, &frame);
         changes.remove(block_store::block_key(place));
+        last = place;
         if let Some(held) = next.openings.get_mut(&place.opening) {
             held.subtract(&header, frame.len());
         }
     }
-    Ok(tally)
+    Ok((tally, last))
+}
+
+/// Puts large blocks in the place of the tail's small ones; what is left of the tail.
+fn merge_tail<S: Values>(
+    store: &S,
+    opening: u32,
+    tail: Tail,
+    merger: &mut Merger,
+    next: &mut Book,
+    changes: &mut Changes,
+) -> Result<Tail, StoreError> {
+    let (from, below) = (Place { opening, seq: tail.from_seq }, Place { opening: opening.saturating_add(1), seq: 0 });
+    let mut blocks = Vec::new();
+    for item in store.blocks(from, below).take(TAIL_BLOCKS_MAX) {
+        let (place, frame) = item?;
+        blocks.push((book::header_at(place, &frame)?, frame.to_vec()));
+    }
+    let Some((newest, _)) = blocks.last() else { return Ok(Tail::from(tail.from_seq)) };
+    let merged = merger.merge(&blocks, tail.is_full() || blocks.len() == TAIL_BLOCKS_MAX);
+    let Some(held) = next.openings.get_mut(&opening) else { return Ok(tail) };
+    for (range, frame) in merged.frames {
+        for (header, small) in &blocks[range.clone()] {
+            held.subtract(header, small.len());
+        }
+        for (header, _) in &blocks[range.start + 1..range.end] {
+            changes.remove(block_store::block_key(Place { opening, seq: header.first_seq }));
+        }
+        let header = block::header(&frame).map_err(|error| StoreError::Damaged(error.to_string()))?;
+        held.add(&header, frame.len());
+        changes.put(block_store::block_key(Place { opening, seq: header.first_seq }), frame);
+    }
+    let rest = &blocks[merged.settled..];
+    let mut left = Tail::from(rest.first().map_or(newest.last_seq() + 1, |(header, _)| header.first_seq));
+    left.bytes = rest.iter().map(|(_, frame)| frame.len() as u64).sum();
+    left.blocks = rest.len();
+    if merged.rest_bytes > 0 {
+        // As much again as is missing in one large block.
+        let full = satellite_shared::limits::BLOCK_BYTES_MAX as u64;
+        let times = full.div_ceil(merged.rest_bytes as u64).max(1);
+        left.wanted = left.bytes.saturating_mul(times).max(left.bytes + full / 2);
+    }
+    Ok(left)
 }
 
 /// Books a block that goes. Gaps in it that explain an earlier loss have not arrived: that loss is pending again.
@@ -559,7 +671,7 @@ fn trim_series<S: Values>(
     changes: &mut Changes,
 ) -> Result<Option<String>, StoreError> {
     let mut next = 0;
-    for frame in Stock::series(store, opening)? {
+    for frame in Stock::descriptors(store, opening)? {
         let header = block::header(&frame).map_err(|error| StoreError::Damaged(error.to_string()))?;
         if header.first_seq >= next_series {
             changes.remove(block_store::series_key(opening, header.first_seq));

@@ -157,6 +157,100 @@ async fn what_was_committed_is_read_back_in_order_by_the_next_opening() {
     buffer.close();
 }
 
+/// Commits so many polls of a thousand series, as a host has them: one block each.
+async fn commit_polls(buffer: &Buffer, writer: &mut Writer, polls: u32) -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    for _ in 0..polls {
+        writer.clock.advance(10_000);
+        let poll = u32::try_from(writer.seq / 1_000).unwrap();
+        let value = |n: u32| {
+            let noise = (poll.wrapping_mul(7_919) + n * 104_729).wrapping_mul(2_654_435_761) >> 16;
+            f64::from(match n % 3 {
+                0 => n,
+                1 => n * 1_000 + poll * (n % 50) * 40 + noise % 32,
+                _ => noise,
+            })
+        };
+        let group = Group {
+            series: (0..1_000).collect(),
+            times_ms: vec![writer.clock.now().wall_ms],
+            values: (0..1_000).map(value).collect(),
+        };
+        let frame = writer.encoder.encode(writer.stamp(), &Body::Samples(vec![group]));
+        (writer.seq, writer.due) = (writer.seq + 1_000, writer.due + 1_000);
+        buffer.commit(blocks(vec![frame.clone()])).await.unwrap();
+        frames.push(frame);
+    }
+    frames
+}
+
+fn records_of<'a>(frames: impl Iterator<Item = &'a [u8]>) -> Vec<(u64, Said)> {
+    frames.flat_map(records).collect()
+}
+
+#[tokio::test]
+async fn a_backlog_that_nobody_read_becomes_few_large_blocks_that_say_the_same() {
+    let root = tempfile::tempdir().unwrap();
+    let (buffer, opened, mut writer) = open(root.path(), 64 << 20);
+    let frames = commit_polls(&buffer, &mut writer, 120).await;
+    let state = buffer.state().borrow().clone();
+    let small: usize = frames.iter().map(Vec::len).sum();
+    assert_eq!((state.records, state.waiting, state.last_seq), (120_000, 120_000, 120_000));
+    assert!(state.payload_bytes * 10 < small as u64 * 9, "{} bytes of {small} are held", state.payload_bytes);
+    buffer.close();
+
+    // As the next opening counts and reads it.
+    let (buffer, next, _) = open(root.path(), 64 << 20);
+    assert!(next.losses.is_empty());
+    assert_eq!(
+        (next.streams[0].epoch, next.streams[0].first_seq, next.streams[0].last_seq),
+        (opened.epoch, 1, 120_000)
+    );
+    let back = all(&buffer).await;
+    assert!(back.len() * 3 < frames.len(), "{} blocks", back.len());
+    assert!(back.iter().all(|block| block.frame.len() <= satellite_shared::limits::BLOCK_BYTES_MAX));
+    let said = records_of(back.iter().map(|block| &block.frame[..]));
+    assert_eq!(said, records_of(frames.iter().map(Vec::as_slice)));
+    buffer.forget(opened.epoch, &ranges(&[(1, 120_000)])).await.unwrap();
+    assert_eq!(buffer.state().borrow().payload_bytes, 0);
+    buffer.close();
+}
+
+#[tokio::test]
+async fn a_block_that_was_read_stays_as_it_was() {
+    let root = tempfile::tempdir().unwrap();
+    let (buffer, _, mut writer) = open(root.path(), 64 << 20);
+    let mut frames = commit_polls(&buffer, &mut writer, 7).await;
+    // The first five are given to somebody; the other two are not.
+    let below = Place { opening: 1, seq: 4_002 };
+    let given = buffer.read(Place::default(), below, usize::MAX).await.unwrap();
+    frames.extend(commit_polls(&buffer, &mut writer, 60).await);
+    let back = all(&buffer).await;
+    assert!(back.len() * 2 < frames.len(), "{} blocks", back.len());
+    for (block, frame) in given.iter().zip(&back) {
+        assert_eq!(block, frame);
+    }
+    assert_eq!(given.iter().map(|block| block.place.seq).max(), Some(4_001));
+    assert_eq!(back[5].place.seq, 5_001);
+    let said = records_of(back.iter().map(|block| &block.frame[..]));
+    assert_eq!(said, records_of(frames.iter().map(Vec::as_slice)));
+    buffer.close();
+}
+
+#[tokio::test]
+async fn no_block_reaches_over_the_moment_at_which_descriptors_were_read() {
+    let root = tempfile::tempdir().unwrap();
+    let (buffer, _, mut writer) = open(root.path(), 64 << 20);
+    commit_polls(&buffer, &mut writer, 4).await;
+    buffer.series(1).await.unwrap();
+    commit_polls(&buffer, &mut writer, 40).await;
+    let back = all(&buffer).await;
+    let headers = back.iter().map(|block| block::header(&block.frame).unwrap());
+    assert!(headers.clone().all(|header| header.last_seq() <= 4_000 || header.first_seq > 4_000));
+    assert!(back.len() < 30, "{} blocks", back.len());
+    buffer.close();
+}
+
 #[tokio::test]
 async fn reading_keeps_to_its_bounds_but_gives_at_least_one_block() {
     let root = tempfile::tempdir().unwrap();
@@ -576,8 +670,23 @@ async fn check_after_kill(buffer: &Buffer, opened: &Opened, killed: Epoch, acked
     }
 }
 
-/// A copy of a buffer's directory, closed or as a kill would leave it, and what it held.
-async fn filled_buffer(copy: &Path, rounds: u32, samples: usize, closed: bool) -> (Epoch, BTreeMap<u64, Vec<u8>>, u64) {
+/// What a record says: series, time and the bits of its value.
+type Said = (u32, i64, u64);
+
+/// The records of a frame by their numbers.
+fn records(frame: &[u8]) -> Vec<(u64, Said)> {
+    let (header, body) = Decoder::default().decode(frame).unwrap();
+    let Body::Samples(groups) = body else { return Vec::new() };
+    let said = groups.iter().flat_map(|group| {
+        let times = group.times_ms.len();
+        let number = move |n: usize| (group.series[n / times], group.times_ms[n % times], group.values[n].to_bits());
+        (0..group.values.len()).map(number)
+    });
+    (header.first_seq..).zip(said).collect()
+}
+
+/// A copy of a buffer's directory, closed or as a kill would leave it, and the records that it held.
+async fn filled_buffer(copy: &Path, rounds: u32, samples: usize, closed: bool) -> (Epoch, BTreeMap<u64, Said>, u64) {
     let root = tempfile::tempdir().unwrap();
     let (buffer, opened, mut writer) = open(root.path(), 64 << 20);
     let mut held = BTreeMap::new();
@@ -586,7 +695,7 @@ async fn filled_buffer(copy: &Path, rounds: u32, samples: usize, closed: bool) -
     for round in 0..rounds {
         let frames: Vec<Vec<u8>> = (0..4).map(|_| writer.samples(samples)).collect();
         for frame in &frames {
-            held.insert(block::header(frame).unwrap().first_seq, frame.clone());
+            held.extend(records(frame));
         }
         // The mark is written every ten minutes.
         writer.clock.advance(600_000);
@@ -603,16 +712,19 @@ async fn filled_buffer(copy: &Path, rounds: u32, samples: usize, closed: bool) -
     (opened.epoch, held, writer.due)
 }
 
-/// Opens what was damaged; every record is held or a loss, no block is wrong, and the buffer works.
-async fn check_damaged(root: &Path, epoch: Epoch, held: &BTreeMap<u64, Vec<u8>>, due: u64, what: &str) -> usize {
+/// Opens what was damaged; every record is held or a loss, none is wrong, and the buffer works. How many came back.
+async fn check_damaged(root: &Path, epoch: Epoch, held: &BTreeMap<u64, Said>, due: u64, what: &str) -> usize {
     let (buffer, opened, mut writer) = open(root, 64 << 20);
     let mut covered = Ranges::default();
     let mut accounted = 0;
-    let blocks_back = all(&buffer).await;
-    for block in &blocks_back {
+    let mut back = 0;
+    for block in &all(&buffer).await {
         let header = block::header(&block.frame).unwrap();
         assert_eq!(header.epoch, epoch, "{what}");
-        assert_eq!(held.get(&header.first_seq).map(Vec::as_slice), Some(&block.frame[..]), "{what}");
+        for (seq, said) in records(&block.frame) {
+            assert_eq!(held.get(&seq), Some(&said), "{what}: record {seq}");
+            back += 1;
+        }
         covered.insert(header.first_seq, header.last_seq());
         accounted += header.due;
     }
@@ -627,7 +739,7 @@ async fn check_damaged(root: &Path, epoch: Epoch, held: &BTreeMap<u64, Vec<u8>>,
     buffer.forget(epoch, &ranges(&[(1, due)])).await.unwrap();
     assert_eq!(buffer.streams().await.len(), 1, "{what}");
     buffer.close();
-    blocks_back.len()
+    back
 }
 
 fn copy_dir(from: &Path, to: &Path) {
@@ -653,8 +765,10 @@ async fn a_damaged_buffer_opens_and_explains_what_is_missing() {
             let copy = tempfile::tempdir().unwrap();
             copy_dir(&root.path().join("buffer"), &copy.path().join("buffer"));
             let what = damage(&copy.path().join("buffer/db"), n, places);
-            let blocks = check_damaged(copy.path(), epoch, &held, due, &what).await;
-            assert!(n % 3 == 1 || blocks + 4 >= held.len(), "{what}: {blocks} of {} came back", held.len());
+            let back = check_damaged(copy.path(), epoch, &held, due, &what).await;
+            // One place damages a few blocks at most; one that was merged holds some hundred records.
+            let lost_max = (4 * samples).max(2_000);
+            assert!(n % 3 == 1 || back + lost_max >= held.len(), "{what}: {back} of {} came back", held.len());
             set_aside += i32::from(std::fs::read_dir(copy.path()).unwrap().count() > 2);
         }
         assert!(set_aside > 0, "no damage was noticed");
