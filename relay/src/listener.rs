@@ -144,15 +144,22 @@ impl Listener {
             let (acceptor, serve, name) = (acceptor.clone(), serve.clone(), self.name);
             let (handshake_max, shutdown) = (self.limits.handshake, shutdown.clone());
             self.tracker.spawn(async move {
-                let handshake = timeout(handshake_max, admitted.handshake(acceptor.accept(stream)));
-                let shaken = tokio::select! {
-                    shaken = handshake => shaken,
-                    () = shutdown.cancelled() => return,
-                };
-                match shaken {
-                    Ok(Ok(stream)) => serve(stream, peer).await,
-                    Ok(Err(error)) => tracing::debug!(door = name, %peer, %error, "no TLS"),
-                    Err(_) => tracing::debug!(door = name, %peer, "too slow for TLS"),
+                // Boxed, and gone when TLS stands: a connection's task would else keep room for its handshake for ever.
+                let opening = Box::pin(async {
+                    let handshake = timeout(handshake_max, admitted.handshake(acceptor.accept(stream)));
+                    let shaken = tokio::select! {
+                        shaken = handshake => shaken,
+                        () = shutdown.cancelled() => return None,
+                    };
+                    match shaken {
+                        Ok(Ok(stream)) => return Some(serve(stream, peer)),
+                        Ok(Err(error)) => tracing::debug!(door = name, %peer, %error, "no TLS"),
+                        Err(_) => tracing::debug!(door = name, %peer, "too slow for TLS"),
+                    }
+                    None
+                });
+                if let Some(serving) = opening.await {
+                    serving.await;
                 }
                 drop(admitted);
             });

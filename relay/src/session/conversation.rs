@@ -139,9 +139,21 @@ struct Conversation<S> {
     known: Option<Box<Known>>,
     machine: Machine,
     who: Option<Who>,
+    /// While blocks are on their way; who sends none needs no room for answers.
+    answers: Option<Answers>,
+    submitting: Option<Submitting>,
+}
+
+struct Answers {
     reply: mpsc::UnboundedSender<Outcome>,
     outcomes: mpsc::UnboundedReceiver<Outcome>,
-    submitting: Option<Submitting>,
+}
+
+impl Answers {
+    fn new() -> Self {
+        let (reply, outcomes) = mpsc::unbounded_channel();
+        Self { reply, outcomes }
+    }
 }
 
 struct Known {
@@ -165,9 +177,8 @@ enum Next {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
     fn new(door: Arc<Inside>, socket: Socket<S>, peer: SocketAddr, presented: Presented) -> Self {
-        let (reply, outcomes) = mpsc::unbounded_channel();
         let machine = Machine::new(Arc::clone(&door.limits), door.clock.now());
-        Self { door, socket, peer, presented, known: None, machine, who: None, reply, outcomes, submitting: None }
+        Self { door, socket, peer, presented, known: None, machine, who: None, answers: None, submitting: None }
     }
 
     async fn run(mut self: Box<Self>, shutdown: CancellationToken) {
@@ -191,17 +202,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
                     Ok(None) => continue,
                     Err(error) => break error.to_string(),
                 },
-                None => match self.next(&shutdown, stopping).await {
-                    Next::Event(event) => event,
-                    Next::Gone(why) => break why,
-                    Next::Submitted => {
-                        self.submitting = None;
-                        continue;
+                None => {
+                    effects.shrink_to_fit();
+                    match self.next(&shutdown, stopping).await {
+                        Next::Event(event) => event,
+                        Next::Gone(why) => break why,
+                        Next::Submitted => {
+                            self.submitting = None;
+                            continue;
+                        }
                     }
-                },
+                }
             };
             stopping |= matches!(event, Event::Shutdown);
             effects.extend(self.step(event));
+            if self.machine.outstanding_bytes() == 0 {
+                self.answers = None;
+            }
         };
         self.note_end(&why);
     }
@@ -220,13 +237,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
             biased;
             event = changed(standing) => Next::Event(event),
             () = shutdown.cancelled(), if !stopping => Next::Event(Event::Shutdown),
-            Some(first) = self.outcomes.recv() => {
-                let mut outcomes = vec![first];
-                while let Ok(more) = self.outcomes.try_recv() {
-                    outcomes.push(more);
-                }
-                Next::Event(Event::Outcomes(outcomes))
-            }
+            outcomes = answered(self.answers.as_mut()) => Next::Event(Event::Outcomes(outcomes)),
             () = sleep(wait) => Next::Event(Event::Tick),
             () = submitted(self.submitting.as_mut()) => Next::Submitted,
             incoming = self.socket.next(), if listens => match incoming {
@@ -283,7 +294,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
     fn submit(&mut self, submission: Submission) {
         let Some(who) = &self.who else { return };
         let Submission { header, body, frame } = submission;
-        let block = Block { satellite: who.satellite.clone(), header, body, frame, reply: self.reply.clone() };
+        let reply = self.answers.get_or_insert_with(Answers::new).reply.clone();
+        let block = Block { satellite: who.satellite.clone(), header, body, frame, reply };
         let ingest = self.door.ingest.clone();
         self.submitting = Some(ReusableBoxFuture::new(async move { ingest.submit(block).await }));
     }
@@ -505,6 +517,18 @@ async fn told_to_end(standing: Option<watch::Receiver<Standing>>) {
 async fn cut(standing: Option<watch::Receiver<Standing>>) {
     told_to_end(standing).await;
     sleep(LAST_WORDS).await;
+}
+
+/// What became of blocks, as much as is known.
+async fn answered(answers: Option<&mut Answers>) -> Vec<Outcome> {
+    let Some(Answers { outcomes, .. }) = answers else { return pending().await };
+    // The other end is held beside this one.
+    let Some(first) = outcomes.recv().await else { return pending().await };
+    let mut all = vec![first];
+    while let Ok(more) = outcomes.try_recv() {
+        all.push(more);
+    }
+    all
 }
 
 async fn submitted(submitting: Option<&mut Submitting>) {

@@ -25,8 +25,8 @@ use super::handshake;
 use super::limits::Limits;
 use super::machine::Closing;
 
-/// Allocated for each connection; grows to a block of 7,000 bytes where one comes.
-const READ_BUFFER_BYTES: usize = 4 << 10;
+/// Allocated for each connection, idle or not; grows to a block of 7,000 bytes where one comes.
+const READ_BUFFER_BYTES: usize = 1 << 10;
 const FRAGMENT_BYTES: usize = 16 << 10;
 /// A fragment, its header, and a pong that may stand in line.
 const WRITE_BUFFER_BYTES_MAX: usize = 4 * FRAGMENT_BYTES;
