@@ -28,6 +28,7 @@ pub mod usage;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -289,22 +290,28 @@ impl Fleet {
     /// When anybody is not let in.
     pub async fn idle(&self, parallel: usize) -> Result<Idle> {
         let mut sessions = JoinSet::new();
-        for client in self.connect(parallel).await? {
-            sessions.spawn(client.stay());
+        let mut connecting = pin!(self.connecting(parallel));
+        // Who is in answers pings from then on: the last may come in minutes after the first.
+        while let Some(client) = connecting.next().await {
+            sessions.spawn(client?.stay());
         }
         Ok(Idle { sessions })
     }
 
-    /// Connects everybody, `parallel` at a time.
+    /// Connects everybody, `parallel` at a time. Nobody answers pings until their events are asked for.
     ///
     /// # Errors
     /// When anybody is not let in.
     pub async fn connect(&self, parallel: usize) -> Result<Vec<Client>> {
-        let members = self.members.clone().into_iter();
-        let address = self.address;
-        let connecting = members.map(|member| async move { Client::connect(&member, address, Vec::new()).await });
-        let clients = futures_util::stream::iter(connecting).buffer_unordered(parallel.max(1)).collect::<Vec<_>>();
-        clients.await.into_iter().collect()
+        let clients: Vec<Result<Client>> = self.connecting(parallel).collect().await;
+        clients.into_iter().collect()
+    }
+
+    fn connecting(&self, parallel: usize) -> impl futures_util::Stream<Item = Result<Client>> {
+        let (members, address) = (self.members.clone(), self.address);
+        let connecting =
+            members.into_iter().map(move |member| async move { Client::connect(&member, address, Vec::new()).await });
+        futures_util::stream::iter(connecting).buffer_unordered(parallel.max(1))
     }
 
     /// So many connections that authenticate and leave, `parallel` at a time, members in turns.
