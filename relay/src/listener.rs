@@ -366,9 +366,9 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let clock: Arc<dyn Clock> = Arc::new(SystemClock);
             let now_ms = clock.now().wall_ms;
+            let registry = Registry::open(dir.path()).await.unwrap();
             let authority = Authority::load_or_create(&DataDir::open(dir.path()).unwrap(), now_ms).unwrap();
             authority.renew_server_certificate(&Names::of_this_machine(), now_ms).unwrap();
-            let registry = Registry::open(dir.path()).await.unwrap();
             let session_url = SessionUrl::HostOfLease { port: 1 };
             let enrolment = Enrolment::new(registry, authority.clone(), Arc::clone(&clock), session_url, strangers);
             let socket = bind("127.0.0.1:0".parse().unwrap()).unwrap();
