@@ -3,8 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 /// Sorted, disjoint, non-adjacent inclusive ranges.
+///
+/// What a peer says is put in order as it is read: it may come unsorted, overlapping or turned around.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(from = "Vec<(u64, u64)>", into = "Vec<(u64, u64)>")]
 pub struct Ranges(Vec<(u64, u64)>);
 
 /// How a range stands to a set.
@@ -49,10 +51,10 @@ impl Ranges {
         }
     }
 
-    /// How many numbers are in the set.
+    /// How many numbers are in the set; all that there are count as one less.
     #[must_use]
     pub fn len(&self) -> u64 {
-        self.0.iter().map(|(first, last)| last - first + 1).sum()
+        self.0.iter().fold(0, |sum: u64, (first, last)| sum.saturating_add((last - first).saturating_add(1)))
     }
 
     /// Whether the set is empty.
@@ -62,15 +64,30 @@ impl Ranges {
     }
 }
 
+impl From<Vec<(u64, u64)>> for Ranges {
+    /// Pairs that are turned around are left out.
+    fn from(mut pairs: Vec<(u64, u64)>) -> Self {
+        pairs.retain(|(first, last)| first <= last);
+        pairs.sort_unstable();
+        // Sorted first, so that any number of pairs is merged at the end and nothing is moved.
+        pairs.dedup_by(|next, before| {
+            let touches = next.0 <= before.1.saturating_add(1);
+            before.1 = if touches { before.1.max(next.1) } else { before.1 };
+            touches
+        });
+        Self(pairs)
+    }
+}
+
+impl From<Ranges> for Vec<(u64, u64)> {
+    fn from(ranges: Ranges) -> Self {
+        ranges.0
+    }
+}
+
 impl FromIterator<(u64, u64)> for Ranges {
     fn from_iter<I: IntoIterator<Item = (u64, u64)>>(pairs: I) -> Self {
-        let mut ranges = Self::default();
-        for (first, last) in pairs {
-            if first <= last {
-                ranges.insert(first, last);
-            }
-        }
-        ranges
+        pairs.into_iter().collect::<Vec<_>>().into()
     }
 }
 
@@ -86,6 +103,16 @@ mod tests {
     fn touching_ranges_become_one() {
         let ranges: Ranges = [(1, 3), (7, 9), (4, 6)].into_iter().collect();
         assert_eq!(ranges.as_slice(), [(1, 9)]);
+    }
+
+    #[test]
+    fn what_a_peer_says_is_put_in_order() {
+        let read = |text: &str| serde_json::from_str::<Ranges>(text).unwrap();
+        assert_eq!(read("[[7,9],[1,3],[9,3],[2,5]]").as_slice(), [(1, 5), (7, 9)]);
+        let all = read("[[5,5],[0,18446744073709551615],[18446744073709551615,18446744073709551615]]");
+        assert_eq!((all.as_slice(), all.len()), (&[(0, u64::MAX)][..], u64::MAX));
+        assert_eq!(all.overlap(3, u64::MAX), Overlap::Whole);
+        assert_eq!(serde_json::to_string(&read("[[1,2]]")).unwrap(), "[[1,2]]");
     }
 
     proptest! {
