@@ -10,6 +10,9 @@ use satellite_shared::ranges::{Overlap, Ranges};
 
 use crate::buffer::Place;
 
+/// Blocks under way, whatever the relay grants: what is remembered of them is bounded.
+const BLOCKS_MAX: usize = 16_384;
+
 /// A block under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sent {
@@ -42,7 +45,9 @@ impl InFlight {
     /// Whether another block of this length may go.
     #[must_use]
     pub fn has_room(&self, bytes: u64) -> bool {
-        self.credit_bytes > 0 && (self.sent.is_empty() || self.bytes.saturating_add(bytes) <= self.credit_bytes)
+        self.credit_bytes > 0
+            && self.sent.len() < BLOCKS_MAX
+            && (self.sent.is_empty() || self.bytes.saturating_add(bytes) <= self.credit_bytes)
     }
 
     /// A block went.
@@ -56,18 +61,17 @@ impl InFlight {
     /// The relay committed these: the records of blocks that are no longer under way.
     pub fn acknowledge(&mut self, now_ms: u64, epoch: Epoch, ranges: &Ranges) -> Ranges {
         self.progress_ms = now_ms;
-        let mut acknowledged = Ranges::default();
-        let mut freed = 0;
-        self.sent.retain(|&(of, first_seq), sent| {
-            let stored = of == epoch && ranges.overlap(first_seq, sent.last_seq) == Overlap::Whole;
-            if stored {
-                acknowledged.insert(first_seq, sent.last_seq);
-                freed += sent.bytes;
+        let mut acknowledged = Vec::new();
+        // Only this epoch's: an acknowledgement may name thousands that were never heard of.
+        for (&(_, first_seq), sent) in self.sent.range((epoch, 0)..=(epoch, u64::MAX)) {
+            if ranges.overlap(first_seq, sent.last_seq) == Overlap::Whole {
+                acknowledged.push((first_seq, sent.last_seq));
             }
-            !stored
-        });
-        self.bytes -= freed;
-        acknowledged
+        }
+        for (first_seq, _) in &acknowledged {
+            self.bytes -= self.sent.remove(&(epoch, *first_seq)).map_or(0, |sent| sent.bytes);
+        }
+        acknowledged.into()
     }
 
     /// The relay did not take this one: it is no longer under way.
@@ -123,6 +127,18 @@ mod tests {
         assert!(window.has_room(100));
         window.insert(EPOCH, 1, sent(1, 10, 100));
         assert!(!window.has_room(100));
+    }
+
+    #[test]
+    fn a_relay_that_grants_everything_and_acknowledges_nothing_fills_no_memory() {
+        let mut window = InFlight::default();
+        window.set_credit(u64::MAX);
+        let went = (1..).take_while(|&seq| {
+            let room = window.has_room(1);
+            window.insert(EPOCH, seq, sent(seq, 1, 1));
+            room
+        });
+        assert_eq!(went.count(), BLOCKS_MAX);
     }
 
     #[test]

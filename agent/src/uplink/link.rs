@@ -42,7 +42,7 @@ const FINISH_MS: u64 = 10_000;
 const READ_BYTES: usize = 64 << 10;
 /// How long a buffer that can't be read is left alone.
 const READ_PAUSE_MS: u64 = 5_000;
-/// Texts that can't be read before the relay is taken for broken.
+/// Events that can't be read or can't come now before the relay is taken for broken.
 const COMPLAINTS_MAX: u32 = 100;
 
 /// Which way through the link.
@@ -306,15 +306,21 @@ impl Link {
         match serde_json::from_str::<ToSatellite>(text) {
             Ok(event) => self.on_event(now, event),
             Err(error) => {
-                self.complaints += 1;
-                if self.complaints > COMPLAINTS_MAX {
-                    return self.close(Closing::lost("the relay keeps saying what this version does not understand"));
-                }
                 // As serde says it of a name that the enum does not have.
                 let unknown = error.to_string().starts_with("unknown variant");
-                vec![complain(if unknown { "unsupported" } else { "malformed" }, &error.to_string())]
+                self.complain(if unknown { "unsupported" } else { "malformed" }, &error.to_string())
             }
         }
+    }
+
+    /// Tells the relay what was wrong, so often: one that never listens is not told for ever.
+    fn complain(&mut self, code: &str, message: &str) -> Vec<Effect> {
+        self.complaints += 1;
+        if self.complaints > COMPLAINTS_MAX {
+            return self.close(Closing::lost("the relay keeps saying what can't be or is not understood"));
+        }
+        let message = message.chars().take(limits::DETAIL_BYTES_MAX).collect();
+        vec![Effect::Say(ToRelay::Error(Complaint { code: code.to_owned(), message }))]
     }
 
     /// An event of the relay's.
@@ -342,7 +348,7 @@ impl Link {
                 | ToSatellite::Config(_)
                 | ToSatellite::Certificate(_),
                 Phase::Greeting | Phase::Authenticating | Phase::Open | Phase::Finishing { .. },
-            ) => vec![complain("malformed", "this event can't come now")],
+            ) => self.complain("malformed", "this event can't come now"),
         }
     }
 
@@ -646,11 +652,6 @@ impl Link {
 /// The first place after one.
 fn after(place: Place) -> Place {
     Place { opening: place.opening, seq: place.seq.saturating_add(1) }
-}
-
-fn complain(code: &str, message: &str) -> Effect {
-    let message = message.chars().take(limits::DETAIL_BYTES_MAX).collect();
-    Effect::Say(ToRelay::Error(Complaint { code: code.to_owned(), message }))
 }
 
 fn refusal(refused: &Refused) -> Closing {

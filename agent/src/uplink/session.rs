@@ -24,6 +24,9 @@ use crate::uplink::link::{Link, Next, Read, Way};
 /// So much is taken from the link before the socket has to take it.
 const OUT_BYTES_MAX: usize = 64 << 10;
 
+/// So much may wait for the buffer before the socket is read again: a relay that talks faster than the disk works waits.
+const JOBS_MAX: usize = 64;
+
 /// One thing that happened.
 #[derive(Debug)]
 pub enum Step {
@@ -170,7 +173,8 @@ impl Session {
         if let Poll::Ready(done) = self.poll_work(cx) {
             return Poll::Ready(Step::Worked(done));
         }
-        match Pin::new(&mut self.socket).poll_next(cx) {
+        let next = if self.jobs.len() < JOBS_MAX { Pin::new(&mut self.socket).poll_next(cx) } else { Poll::Pending };
+        match next {
             Poll::Ready(Some(Ok(message))) => return Poll::Ready(Step::Received(message)),
             Poll::Ready(Some(Err(error))) => return Poll::Ready(broken(&error)),
             Poll::Ready(None) => {
