@@ -4,8 +4,14 @@ use satellite_shared::config::{Device, Problem};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+/// Keys of one device or metric. Which of them is wrong is found by trying, so their number is bounded.
+const KEYS_MAX: usize = 64;
+
 /// Reads the options of a device or a metric; `path` is where they stand, `device.nas`.
 pub(crate) fn read<T: DeserializeOwned>(options: &Map<String, Value>, path: &str) -> Result<T, Problem> {
+    if options.len() > KEYS_MAX {
+        return Err(problem(path, format!("{} keys, more than {KEYS_MAX}", options.len())));
+    }
     let try_read = |options: &Map<String, Value>| T::deserialize(Value::Object(options.clone()));
     let Err(error) = try_read(options) else {
         return try_read(options).map_err(|error| problem(path, error.to_string()));
@@ -61,6 +67,8 @@ mod tests {
         check(r#"{"address": "x", "adress": "y"}"#, "device.a.adress", "expected `address` or `count`");
         check(r#"{"address": 3}"#, "device.a.address", "expected a string");
         check(r#"{"address": "x", "count": 1000}"#, "device.a.count", "expected u8");
+        let many: Vec<String> = (0..70).map(|n| format!("\"k{n}\": {n}")).collect();
+        check(&format!("{{{}}}", many.join(",")), "device.a", "70 keys, more than 64");
         check("{}", "device.a", "missing field `address`");
         assert_eq!(read::<Options>(&serde_json::from_str(r#"{"address": "x"}"#).unwrap(), "").unwrap().address, "x");
     }
