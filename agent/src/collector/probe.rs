@@ -65,6 +65,9 @@ pub(crate) fn failure_of_io(error: &std::io::Error) -> Failure {
             (Reason::Refused, "the device cut the connection")
         }
         Io::UnexpectedEof => (Reason::BadAnswer, "the answer ended too early"),
+        Io::InvalidData | Io::InvalidInput => {
+            return Failure::new(Reason::BadAnswer, format!("the answer breaks its protocol: {error}"));
+        }
         Io::TimedOut => (Reason::Timeout, "the network gave up waiting"),
         Io::HostUnreachable => (Reason::Unreachable, "no route to the device"),
         Io::NetworkUnreachable | Io::AddrNotAvailable | Io::NetworkDown => {

@@ -6,21 +6,23 @@
 
 use std::error::Error;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
-use reqwest::Response;
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::header::{self, HeaderMap};
+use http_body_util::Empty;
+use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::{Request, Response, Version};
+use reqwest::Url;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use satellite_shared::gap::Reason;
 
+use super::connection::{Connection, Tls};
 use super::target::Target;
 use super::trust::{self, Seen, Shown, Trust};
 use crate::collector::{Failure, probe};
 use crate::policy::{Gate, Method, Protocol};
 
-/// Headers of one answer; their bytes are limited by the HTTP library, to 400 KiB.
-const HEADERS_MAX: usize = 100;
 const USER_AGENT: &str = concat!("satellite/", env!("CARGO_PKG_VERSION"));
 
 /// What sends requests to one device.
@@ -28,31 +30,23 @@ pub(crate) struct Client {
     target: Target,
     headers: HeaderMap,
     trust: Trust,
-    approved: Arc<Approved>,
+    /// The addresses of the request under way: all that it may go to.
+    approved: Vec<SocketAddr>,
     seen: Seen,
-    http: Option<reqwest::Client>,
-}
-
-/// The addresses of the request under way: all that the HTTP library ever gets for a name.
-#[derive(Default)]
-struct Approved(Mutex<Vec<SocketAddr>>);
-
-impl Resolve for Approved {
-    fn resolve(&self, _name: Name) -> Resolving {
-        let addresses: Addrs = Box::new(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone().into_iter());
-        Box::pin(std::future::ready(Ok(addresses)))
-    }
+    tls: Option<Arc<ClientConfig>>,
 }
 
 /// The head of an answer; its body can be read.
 pub(crate) struct Answer {
-    response: Response,
+    url: Url,
+    head: Response<()>,
+    connection: Connection,
 }
 
 impl Client {
     /// A client that has sent nothing yet.
     pub(crate) fn new(target: Target, headers: HeaderMap, trust: Trust) -> Self {
-        Self { target, headers, trust, approved: Arc::default(), seen: Seen::default(), http: None }
+        Self { target, headers, trust, approved: Vec::new(), seen: Seen::default(), tls: None }
     }
 
     /// Whether it speaks TLS.
@@ -63,22 +57,38 @@ impl Client {
     /// Asks the gate for the device's addresses: what follows goes to these only.
     pub(crate) async fn resolve(&mut self, gate: &Gate) -> Result<Vec<SocketAddr>, Failure> {
         let addresses = gate.resolve(Protocol::Http, &self.target.host, self.target.port).await?;
-        self.approved.0.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&addresses);
+        self.approved.clone_from(&addresses);
         Ok(addresses)
     }
 
     /// Sends a request and reads the head of the answer.
     pub(crate) async fn send(&mut self, method: Method, accept: &'static str) -> Result<Answer, Failure> {
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let (url, headers) = (self.target.url.clone(), self.headers.clone());
-        let http = self.http()?;
-        let request = match method {
-            Method::Get => http.get(url),
-            Method::Head => http.head(url),
-        };
-        let request = request.header(header::ACCEPT, accept).header(header::ACCEPT_ENCODING, "identity");
-        let sent = request.headers(headers).send().await;
-        sent.map(|response| Answer { response }).map_err(|error| self.failure_of(&error))
+        let tls = if self.is_https() { Some(self.tls()?) } else { None };
+        let request = self.request(method, accept)?;
+        let asked = Connection::ask(std::mem::take(&mut self.approved), tls, request).await;
+        let (connection, head) = asked.map_err(|error| self.failure_of(error.as_ref()))?;
+        Ok(Answer { url: self.target.url.clone(), head, connection })
+    }
+
+    fn request(&self, method: Method, accept: &'static str) -> Result<Request<Empty<Bytes>>, Failure> {
+        let unsupported = |error: &dyn Error| Failure::new(Reason::Unsupported, error.to_string());
+        let url = &self.target.url;
+        let query = url.query().map_or_else(String::new, |query| format!("?{query}"));
+        let host = url.host_str().unwrap_or_default();
+        let host = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        let mut request = Request::builder()
+            .method(method.as_str())
+            .uri(format!("{}{query}", url.path()))
+            .body(Empty::new())
+            .map_err(|error| unsupported(&error))?;
+        let headers = request.headers_mut();
+        headers.insert(header::HOST, HeaderValue::from_str(&host).map_err(|error| unsupported(&error))?);
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+        headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.extend(self.headers.clone());
+        Ok(request)
     }
 
     /// The certificate that the last handshake showed.
@@ -86,28 +96,18 @@ impl Client {
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn http(&mut self) -> Result<&reqwest::Client, Failure> {
-        if self.http.is_none() {
-            // Without TLS no certificate is right.
-            let trust = if self.is_https() { self.trust } else { Trust::Pin([0; 32]) };
-            let built = reqwest::Client::builder()
-                .tls_backend_preconfigured(trust::client_config(trust, &self.seen)?)
-                .dns_resolver(Arc::clone(&self.approved))
-                .no_proxy()
-                .redirect(reqwest::redirect::Policy::none())
-                .retry(reqwest::retry::never())
-                .referer(false)
-                .pool_max_idle_per_host(0)
-                .http1_only()
-                .http1_max_headers(HEADERS_MAX)
-                .user_agent(USER_AGENT)
-                .build();
-            self.http = Some(built.map_err(|error| Failure::new(Reason::Unsupported, root_cause(&error)))?);
-        }
-        self.http.as_ref().ok_or_else(|| Failure::new(Reason::Unsupported, "no HTTP client"))
+    fn tls(&mut self) -> Result<Tls, Failure> {
+        let name = ServerName::try_from(self.target.host.clone());
+        let name = name.map_err(|error| Failure::new(Reason::Unsupported, error.to_string()))?;
+        let config = match &self.tls {
+            Some(config) => Arc::clone(config),
+            None => Arc::new(trust::client_config(self.trust, &self.seen)?),
+        };
+        self.tls = Some(Arc::clone(&config));
+        Ok(Tls { config, name })
     }
 
-    fn failure_of(&self, error: &reqwest::Error) -> Failure {
+    fn failure_of(&self, error: &(dyn Error + 'static)) -> Failure {
         let failure = failure_of(error);
         match (tls_cause(error), self.shown()) {
             (Some(rustls::Error::InvalidCertificate(_)), Some(shown)) => {
@@ -126,17 +126,17 @@ impl Client {
 impl Answer {
     /// `200`, `404`, …
     pub(crate) fn status(&self) -> u16 {
-        self.response.status().as_u16()
+        self.head.status().as_u16()
     }
 
     /// `1.1` or `1.0`.
     pub(crate) fn version(&self) -> f64 {
-        if self.response.version() == reqwest::Version::HTTP_10 { 1.0 } else { 1.1 }
+        if self.head.version() == Version::HTTP_10 { 1.0 } else { 1.1 }
     }
 
     /// The address that answered.
     pub(crate) fn from(&self) -> Option<SocketAddr> {
-        self.response.remote_addr()
+        self.connection.from()
     }
 
     /// How long the device says that the body is.
@@ -151,29 +151,29 @@ impl Answer {
 
     /// Whether the end of the body is told, and not just the end of the connection.
     pub(crate) fn is_framed(&self) -> bool {
-        let headers = self.response.headers();
+        let headers = self.head.headers();
         headers.contains_key(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING)
     }
 
     /// Refuses a status other than 2xx, and says where a redirect would lead.
     pub(crate) fn check_status(&self) -> Result<(), Failure> {
-        let status = self.response.status();
+        let status = self.head.status();
         if status.is_success() {
             return Ok(());
         }
         if status.is_redirection() {
-            let base = self.response.url();
+            let base = &self.url;
             let to = self.header(header::LOCATION).and_then(|location| base.join(location).ok());
             let to = to.map_or(String::new(), |mut to| {
                 // What is behind the path may be a secret.
                 to.set_query(None);
                 to.set_fragment(None);
                 let cleared = to.set_password(None).and_then(|()| to.set_username(""));
-                if cleared.is_ok() { format!(" to {to}") } else { String::new() }
+                if cleared.is_ok() { format!(": it leads to {to}") } else { String::new() }
             });
             return Err(Failure::new(
                 Reason::BadAnswer,
-                format!("HTTP {}{to}: redirects are not followed", status.as_u16()),
+                format!("HTTP {}, redirects are not followed{to}", status.as_u16()),
             ));
         }
         Err(Failure::new(Reason::Refused, format!("HTTP {}", status.as_u16())))
@@ -181,7 +181,7 @@ impl Answer {
 
     /// Refuses a body that is encoded: none was asked for, and a small one may unpack into a huge one.
     pub(crate) fn check_encoding(&self) -> Result<(), Failure> {
-        match self.response.headers().get(header::CONTENT_ENCODING) {
+        match self.head.headers().get(header::CONTENT_ENCODING) {
             Some(encoding) if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") => {
                 let shown: String = String::from_utf8_lossy(encoding.as_bytes()).chars().take(40).collect();
                 Err(Failure::new(Reason::BadAnswer, format!("the body is encoded ({shown}), which was not asked for")))
@@ -192,7 +192,7 @@ impl Answer {
 
     /// The next piece of the body.
     pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, Failure> {
-        self.response.chunk().await.map_err(|error| failure_of(&error))
+        self.connection.chunk().await.map_err(|error| failure_of(error.as_ref()))
     }
 
     /// The whole body, or a failure where it is longer than that.
@@ -208,11 +208,11 @@ impl Answer {
     }
 
     fn header(&self, name: header::HeaderName) -> Option<&str> {
-        self.response.headers().get(name)?.to_str().ok()
+        self.head.headers().get(name)?.to_str().ok()
     }
 }
 
-fn failure_of(error: &reqwest::Error) -> Failure {
+fn failure_of(error: &(dyn Error + 'static)) -> Failure {
     if let Some(tls) = tls_cause(error) {
         return Failure::new(Reason::BadAnswer, format!("TLS: {tls}"));
     }
@@ -220,22 +220,15 @@ fn failure_of(error: &reqwest::Error) -> Failure {
     if let Some(io) = io.into_iter().find(|io| io.kind() != std::io::ErrorKind::Other) {
         return probe::failure_of_io(io);
     }
-    if error.is_timeout() {
-        return Failure::new(Reason::Timeout, "no answer in time");
-    }
-    let said = root_cause(error);
-    if error.is_connect() {
-        return Failure::new(Reason::Unreachable, said);
-    }
-    Failure::new(Reason::BadAnswer, format!("not an HTTP answer: {said}"))
+    Failure::new(Reason::BadAnswer, format!("not an HTTP answer: {}", root_cause(error)))
 }
 
-/// What lies at the bottom: the layers above repeat the URL.
-fn root_cause(error: &reqwest::Error) -> String {
+/// What lies at the bottom: the layers above repeat it.
+fn root_cause(error: &(dyn Error + 'static)) -> String {
     causes(error).last().map_or_else(String::new, ToString::to_string)
 }
 
-fn tls_cause(error: &reqwest::Error) -> Option<&rustls::Error> {
+fn tls_cause<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     causes(error).find_map(|cause| cause.downcast_ref())
 }
 

@@ -18,7 +18,7 @@ const INDEX_BYTES_MAX: usize = 256;
 
 /// A path that was read.
 #[derive(Debug)]
-pub(crate) struct Path {
+pub struct Path {
     query: JsonPath,
     steps: Vec<Step>,
 }
@@ -35,8 +35,11 @@ enum Step {
 }
 
 impl Path {
-    /// Reads a path, or says what is wrong with it.
-    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+    /// Reads a path.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
         if text.len() > PATH_BYTES_MAX {
             return Err(format!("a path of more than {PATH_BYTES_MAX} bytes"));
         }
@@ -53,14 +56,18 @@ impl Path {
     }
 
     /// Whether it can match at one place only.
-    pub(crate) fn is_single(&self) -> bool {
+    #[must_use]
+    pub fn is_single(&self) -> bool {
         self.steps.iter().all(|step| *step == Step::Fixed)
     }
 
     /// The numbers it finds, each with its index; the index of a single path is empty.
     ///
-    /// What is no number is left out where others are; else it is told what there was.
-    pub(crate) fn numbers(&self, document: &Value) -> Result<Vec<(String, f64)>, String> {
+    /// What is no number is left out where others are.
+    ///
+    /// # Errors
+    /// Says what there was, where there was no number.
+    pub fn numbers(&self, document: &Value) -> Result<Vec<(String, f64)>, String> {
         let found = self.query.query_located(document);
         if found.len() > MATCHES_MAX {
             return Err(format!("matches {} times, more than {MATCHES_MAX}", found.len()));
