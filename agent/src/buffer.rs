@@ -382,5 +382,13 @@ impl Buffer {
     }
 }
 
+/// How many whole frames lie in a file, whatever else is in it: what would come back of a store that no longer opens.
+///
+/// # Errors
+/// When the file can't be read.
+pub fn whole_frames(file: &std::fs::File) -> std::io::Result<usize> {
+    salvage::scan(file).map(|finds| finds.frames())
+}
+
 #[cfg(test)]
 mod tests;

@@ -141,6 +141,10 @@ def check_device(log, samples, gaps):
     echo_of = {tick * 1.25 + 0.1: tick for tick in answered}
     tick_times = {value: time for time, value in ticks}
     torn = [e for e, time in echoes.items() if e in echo_of and tick_times.get(echo_of[e], time) != time]
+    missed = collections.Counter()
+    for gap in gaps:
+        if gap["device"] == device and gap["metric"] in (None, "", "device_tick"):
+            missed[gap["reason"]] += gap["count"]
     late = [abs(time - answered[value]) for time, value in ticks if value in answered]
     return {
         "device": device,
@@ -153,6 +157,7 @@ def check_device(log, samples, gaps):
         "unexpected": sum(value not in answered for value in stored) + sum(e not in echo_of for e in echoes),
         "altered": len(torn),
         "out_of_order": sum(a[1] > b[1] for a, b in zip(ticks, ticks[1:])),
+        "missed": dict(missed),
         "time_off_max_ms": max(late, default=0),
     }
 

@@ -28,6 +28,10 @@ pub mod impostor;
 
 pub mod far_end;
 
+pub mod foreign;
+
+pub mod hostile_device;
+
 pub mod hostile_relay;
 
 pub mod netns;

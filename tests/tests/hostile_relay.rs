@@ -14,15 +14,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use satellite_shared::wire::ToSatellite;
 use satellite_shared::wire::to_relay::ConfigState;
-use satellite_tests::hostile_relay::{HostileRelay, device, outcome};
-use satellite_tests::journey;
+use satellite_tests::device::Device;
+use satellite_tests::hostile_relay::{HostileRelay, HostileSession, device, hello, outcome};
+use satellite_tests::journey::{self, journey};
+use satellite_tests::memory;
 use satellite_tests::netns::{Capture, End, cover, journey_inside};
 use satellite_tests::relay::Relay;
 use satellite_tests::resolver::Resolver;
 use satellite_tests::satellite::Satellite;
 use satellite_tests::wait;
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
 
 /// The one device that may be polled in the network of the test, and its port.
 const NAS: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 9);
@@ -39,6 +43,7 @@ fn main() -> ExitCode {
         journey_inside("no_spelling_of_a_forbidden_address_gets_a_packet", spellings),
         journey_inside("a_name_that_changes_its_address_leads_nowhere_else", rebinding),
         journey_inside("a_configuration_that_keeps_changing_sweeps_no_network", churn),
+        journey("a_relay_that_says_absurd_things_hurts_only_its_own_session", &[], absurdities),
     ])
 }
 
@@ -337,4 +342,199 @@ fn churn(dir: &Path) -> Result<()> {
     ensure!(!targets.is_empty() && targets.len() < NEW_TARGETS, "{targets:?} beside the NAS");
     ensure!(outcome(&scene.satellite.status()?, "nas")?.0 == "ok");
     Ok(())
+}
+
+/// What the satellite's memory may grow by while it is told absurd things: a message of a megabyte stands in it as text,
+/// as values and as what is made of them, for a moment.
+const GROWTH_KIB_MAX: u64 = 48 << 10;
+
+/// Says something to the satellite that no relay should.
+type Attack = (&'static str, fn(&mut HostileSession) -> Result<()>);
+
+const ATTACKS: [Attack; 19] = [
+    ("a second greeting, for ever", |s| repeat(s, 20_000, &ToSatellite::Hello(hello()))),
+    ("a welcome, for ever", |s| {
+        let welcome = ToSatellite::Authenticated(s.authenticated());
+        repeat(s, 2_000, &welcome)
+    }),
+    ("a welcome that names a thousand epochs, for ever", |s| {
+        let epochs: Vec<Value> =
+            (0..1_000).map(|n| json!({ "epoch": format!("{n:032x}"), "ranges": [[1, 9]] })).collect();
+        let mut welcome = serde_json::to_value(ToSatellite::Authenticated(s.authenticated()))?;
+        welcome["data"]["stored"] = json!(epochs);
+        (0..100).try_for_each(|_| s.say_text(welcome.to_string()))
+    }),
+    ("acknowledgements of what never went", |s| {
+        let ranges = json!([[9, 3], [0, u64::MAX], [u64::MAX, u64::MAX], [5, 5], [1, 2]]);
+        (0..1_000_u64).try_for_each(|n| ack(s, &json!([{ "epoch": format!("{n:032x}"), "ranges": ranges }]), u64::MAX))
+    }),
+    ("an acknowledgement of fifty thousand ranges", |s| {
+        let ranges: Vec<[u64; 2]> = (0..50_000).rev().map(|n| [n * 3, n * 3]).collect();
+        (0..20).try_for_each(|_| ack(s, &json!([{ "epoch": format!("{:032x}", 7), "ranges": ranges }]), 0))
+    }),
+    ("numbers that are none", |s| {
+        ["-1", "1e99", "18446744073709551616", "NaN", "\"7\"", "null"].into_iter().try_for_each(|number| {
+            s.say_text(format!(r#"{{"event":"ACK","data":{{"stored":[],"credit_bytes":{number}}}}}"#))
+        })
+    }),
+    ("refusals of blocks that never went", |s| {
+        let nack = json!({"event": "NACK", "data": {"epoch": format!("{:032x}", 7), "first_seq": u64::MAX,
+            "code": "conflict", "message": "x".repeat(10_000), "retry_after_s": u64::MAX}});
+        (0..500).try_for_each(|_| s.say_text(nack.to_string()))
+    }),
+    ("certificates that nobody asked for", |s| {
+        let certificate = json!({"event": "CERTIFICATE", "data": {"chain": "-----BEGIN CERTIFICATE-----",
+            "ca_bundle": "x".repeat(100_000), "generation": u64::MAX, "not_after_ms": i64::MIN, "renew_after_ms": i64::MIN}});
+        (0..200).try_for_each(|_| s.say_text(certificate.to_string()))
+    }),
+    ("complaints, for ever", |s| {
+        let complaint = json!({"event": "ERROR", "data": {"code": "renewal", "message": "\u{1b}[2J".repeat(1_000)}});
+        (0..500).try_for_each(|_| s.say_text(complaint.to_string()))
+    }),
+    ("events that there are not", |s| {
+        (0..300).try_for_each(|n| s.say_text(format!(r#"{{"event":"EXEC{n}","data":"rm"}}"#)))
+    }),
+    ("JSON that is deep", |s| s.say_text("[".repeat(400_000))),
+    ("JSON that is wide", |s| {
+        s.say_text(format!(
+            r#"{{"event":"CONFIG","data":{{"version":7,"document":{{"device":[{}0]}}}}}}"#,
+            "0,".repeat(200_000)
+        ))
+    }),
+    ("frames that are nobody's", |s| (0..200).try_for_each(|_| s.send(Message::binary(vec![0x53; 60_000])))),
+    ("a text of ten megabytes", |s| s.say_text("x".repeat(10 << 20))),
+    ("a frame of ten megabytes", |s| s.send(Message::binary(vec![0; 10 << 20]))),
+    ("pings, for ever", |s| (0..20_000).try_for_each(|_| s.send(Message::Ping(vec![1; 125].into())))),
+    ("a configuration of ten megabytes", |s| {
+        let devices = vec![json!({"name": "x", "collector": "http", "url": "http://10.0.0.1/"}); 150_000];
+        s.say_text(json!({"event": "CONFIG", "data": {"version": 9, "document": {"device": devices}}}).to_string())
+    }),
+    ("a refusal until the end of time", |s| {
+        s.say_text(r#"{"event":"REFUSED","data":{"code":"overloaded","message":"later","retry_after_s":0}}"#)
+    }),
+    ("farewells, for ever", |s| (0..500).try_for_each(|_| s.drain())),
+];
+
+fn repeat(session: &mut HostileSession, times: usize, event: &ToSatellite) -> Result<()> {
+    let text = serde_json::to_string(event)?;
+    (0..times).try_for_each(|_| session.say_text(text.clone()))
+}
+
+fn ack(session: &mut HostileSession, stored: &Value, credit: u64) -> Result<()> {
+    session.say_text(json!({"event": "ACK", "data": {"stored": stored, "credit_bytes": credit}}).to_string())
+}
+
+/// Configurations that no house has: each is answered, and none stops what was there.
+fn absurd_documents(good: &Value) -> Vec<(&'static str, Value)> {
+    let many = |count: usize, make: fn(usize) -> Value| -> Vec<Value> { (0..count).map(make).collect() };
+    let with_good = |mut devices: Vec<Value>| {
+        devices.push(good.clone());
+        json!({ "device": devices })
+    };
+    let nested = (0..100).fold(json!(1), |inner, _| json!([inner]));
+    vec![
+        (
+            "intervals of a millisecond",
+            with_good(many(
+                50,
+                |n| json!({"name": format!("f{n}"), "collector": "ping", "address": "10.0.0.1", "every": "1ms"}),
+            )),
+        ),
+        (
+            "a thousand devices with one name",
+            with_good(many(
+                900,
+                |_| json!({"name": "same", "collector": "ping", "address": "10.0.0.1", "paused": true}),
+            )),
+        ),
+        ("too many devices", with_good(many(3_000, |n| json!({"name": format!("m{n}"), "collector": "x"})))),
+        (
+            "nine thousand keys",
+            with_good(vec![
+                json!({"name": "keys", "collector": "ping", "address": "10.0.0.1",
+            "a": (0..9_000).map(|n| (format!("k{n}"), json!(n))).collect::<serde_json::Map<_, _>>()}),
+                Value::Object(
+                    (0..9_000)
+                        .map(|n| (format!("k{n}"), json!(n)))
+                        .chain([("name".to_owned(), json!("flat")), ("collector".to_owned(), json!("ping"))])
+                        .collect(),
+                ),
+            ]),
+        ),
+        (
+            "names with control characters",
+            with_good(many(
+                20,
+                |n| json!({"name": format!("\u{1b}[2J\n{n}"), "collector": "ping\u{0}", "address": "\r\n"}),
+            )),
+        ),
+        ("deep values", with_good(vec![json!({"name": "deep", "collector": "ping", "address": nested})])),
+        (
+            "paths that cost",
+            with_good(many(100, |n| {
+                json!({"name": format!("p{n}"), "collector": "http", "url": "http://10.0.0.1/", "paused": true, "metric": [
+            {"name": "a", "path": "$..*..*..*"}, {"name": "b", "path": "$[?match(@.a, '(a*)*$')]"}, {"name": "c", "path": format!("$[?{}", "(".repeat(400))}]})
+            })),
+        ),
+        (
+            "secrets that it may not use",
+            with_good(many(5, |n| {
+                json!({"name": format!("s{n}"), "collector": "http", "url": "http://10.0.0.1/",
+            "headers": {(["Authorization", "cookie", "X-Api-Key", "proxy-authorization", "X-AUTH-TOKEN"][n]): "secret:nas"}, "paused": true})
+            })),
+        ),
+        (
+            "files and commands",
+            with_good(vec![
+                json!({"name": "f", "collector": "host", "root": "/etc"}),
+                json!({"name": "g", "collector": "exec", "command": "id"}),
+                json!({"name": "h", "collector": "http", "url": "file:///etc/shadow"}),
+                json!({"name": "../../i", "collector": "host"}),
+            ]),
+        ),
+        ("no document", json!([1, 2, 3])),
+        ("no devices", json!({"device": "all", "exec": "id"})),
+    ]
+}
+
+fn absurdities(dir: &Path) -> Result<()> {
+    let good = Device::new("good")?;
+    let mut relay = Relay::new(dir, "")?;
+    relay.start()?;
+    let mut satellite = Satellite::new(dir, "attic", &[good.port()])?;
+    satellite.enrol(&relay.lease("attic", &[])?.join_code)?.success()?;
+    let id = satellite.id()?;
+    relay.kill()?;
+    let hostile = HostileRelay::instead_of(&relay, &id)?;
+    satellite.start()?;
+    let process = satellite.process_id().context("the satellite runs")?;
+    let url = format!("http://127.0.0.1:{}/metrics", good.port());
+    let document = device("good", "prometheus", &json!({ "url": url }))?;
+    let mut session = hostile.welcome()?;
+    let applied = session.configure(json!({ "device": [document] }))?;
+    ensure!(applied.state == ConfigState::Applied, "{applied:?}");
+    wait::until_true("the device is polled", SOON, || Ok(good.answers() > 1))?;
+    let before = memory::of(process)?;
+    memory::forget_peak(process)?;
+    let goes_on = |what: &str| {
+        let polled = good.answers();
+        wait::until_true(&format!("the device is polled under {what}"), SOON, || Ok(good.answers() > polled + 1))
+    };
+    for (what, document) in absurd_documents(&document) {
+        session.configure(document).with_context(|| what.to_owned())?;
+        goes_on(what)?;
+    }
+    for (what, attack) in ATTACKS {
+        // Being cut off by the satellite is what an attack ends with.
+        drop(attack(&mut session));
+        goes_on(what)?;
+        satellite.check_running()?;
+        drop(session.drain());
+        session = hostile.welcome().with_context(|| format!("after {what}"))?;
+    }
+    let grown_kib = memory::of(process)?.peak_kib.saturating_sub(before.rss_kib);
+    ensure!(grown_kib < GROWTH_KIB_MAX, "the satellite grew by {grown_kib} KiB");
+    let applied = session.configure(json!({ "device": [document, device("late", "tcp", &json!({ "address": format!("127.0.0.1:{}", good.port()) }))?] }))?;
+    ensure!(applied.state == ConfigState::Applied && applied.items.is_empty(), "{applied:?}");
+    wait::until_true("what is new is polled", SOON, || Ok(outcome(&satellite.status()?, "late")?.0 == "ok"))
 }

@@ -123,6 +123,11 @@ fn read_around_holes(file: &File, at: u64, window: &mut [u8]) -> usize {
 }
 
 impl Finds {
+    /// How many whole frames there are.
+    pub(super) fn frames(&self) -> usize {
+        self.frames.len()
+    }
+
     fn search(&mut self, bytes: &[u8], begins: usize, at: u64) {
         let mut n = 0;
         while n < begins {

@@ -25,7 +25,7 @@ struct Long {
 }
 
 /// All of them.
-const ALL: [Long; 13] = [
+const ALL: [Long; 15] = [
     Long {
         name: "power",
         test: ("power", "an_acknowledged_record_survives_a_power_cut"),
@@ -103,6 +103,18 @@ const ALL: [Long; 13] = [
         test: ("certificates", "certificates_live_for_months_and_none_that_ended_comes_back"),
         rounds: 40,
         round: "a quarter of a year of two hundred satellites' certificates",
+    },
+    Long {
+        name: "foreign",
+        test: ("foreign", "reads_anything"),
+        rounds: 1_000_000,
+        round: "a mutated input for each parser of foreign bytes",
+    },
+    Long {
+        name: "hostile-device",
+        test: ("hostile_device", "devices_that_attack"),
+        rounds: 1,
+        round: "every attack of a device on its satellite, ten at a time",
     },
 ];
 
