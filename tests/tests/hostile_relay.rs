@@ -14,17 +14,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use libtest_mimic::Trial;
 use satellite_shared::wire::ToSatellite;
 use satellite_shared::wire::to_relay::ConfigState;
 use satellite_tests::device::Device;
 use satellite_tests::hostile_relay::{HostileRelay, HostileSession, device, hello, outcome};
-use satellite_tests::journey::{self, journey};
+use satellite_tests::journey::{self, journey, skipped};
 use satellite_tests::memory;
 use satellite_tests::netns::{Capture, End, cover, journey_inside};
 use satellite_tests::relay::Relay;
 use satellite_tests::resolver::Resolver;
 use satellite_tests::satellite::Satellite;
-use satellite_tests::wait;
+use satellite_tests::{rounds, wait};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
@@ -43,8 +44,16 @@ fn main() -> ExitCode {
         journey_inside("no_spelling_of_a_forbidden_address_gets_a_packet", spellings),
         journey_inside("a_name_that_changes_its_address_leads_nowhere_else", rebinding),
         journey_inside("a_configuration_that_keeps_changing_sweeps_no_network", churn),
-        journey("a_relay_that_says_absurd_things_hurts_only_its_own_session", &[], absurdities),
+        long_form("a_relay_that_says_absurd_things_hurts_only_its_own_session", absurdities),
     ])
+}
+
+/// A journey that takes minutes.
+fn long_form(name: &str, run: fn(&Path) -> Result<()>) -> Trial {
+    if rounds::is_long_form() {
+        return journey(name, &[], run);
+    }
+    Trial::ignorable_test(name, || skipped("takes minutes: `cargo endure -- hostile-relay`"))
 }
 
 /// A satellite in the hands of a hostile relay, in a network of the test's own.

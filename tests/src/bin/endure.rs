@@ -25,7 +25,7 @@ struct Long {
 }
 
 /// All of them.
-const ALL: [Long; 15] = [
+const ALL: [Long; 16] = [
     Long {
         name: "power",
         test: ("power", "an_acknowledged_record_survives_a_power_cut"),
@@ -109,6 +109,12 @@ const ALL: [Long; 15] = [
         test: ("foreign", "reads_anything"),
         rounds: 1_000_000,
         round: "a mutated input for each parser of foreign bytes",
+    },
+    Long {
+        name: "hostile-relay",
+        test: ("hostile_relay", "a_relay_that_says_absurd_things"),
+        rounds: 1,
+        round: "everything absurd that a relay can say to its satellite",
     },
     Long {
         name: "hostile-device",
