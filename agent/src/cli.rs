@@ -20,6 +20,7 @@ pub mod status;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -85,6 +86,10 @@ struct ProbeArgs {
     json: bool,
 }
 
+/// Threads that read what may hang wait so long for more: a host that is polled every minute does not start them anew
+/// each time, which costs more than the reading.
+const THREADS_KEPT: Duration = Duration::from_secs(75);
+
 /// Runs what was typed.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -97,7 +102,8 @@ pub fn main() -> ExitCode {
         }
     };
     logging::start(settings.log);
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = match runtime.enable_all().thread_keep_alive(THREADS_KEPT).build() {
         Ok(runtime) => runtime,
         Err(error) => {
             complain(&format!("the runtime does not start: {error}"));
