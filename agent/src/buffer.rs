@@ -20,6 +20,8 @@ mod directory;
 
 mod eviction;
 
+mod history;
+
 mod keeper;
 
 mod mark;
@@ -42,9 +44,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use satellite_shared::clock::Clock;
 use satellite_shared::gap::{Lost, Reason};
-use satellite_shared::id::Epoch;
+use satellite_shared::id::{Epoch, SatelliteId};
 use satellite_shared::ranges::Ranges;
 use satellite_shared::wire::to_relay::Stream;
+use satellite_shared::wire::to_satellite::Stored;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -135,7 +138,7 @@ pub struct Loss {
     pub from_ms: i64,
     /// When the last of them was made.
     pub to_ms: i64,
-    /// Evicted or corrupt.
+    /// Evicted, corrupt, or lost by the relay.
     pub reason: Reason,
 }
 
@@ -344,6 +347,22 @@ impl Buffer {
     /// Every opening that holds blocks, oldest first.
     pub async fn streams(&self) -> Vec<HeldStream> {
         self.ask(|answer| Command::Streams { answer }).await.unwrap_or_default()
+    }
+
+    /// What [`Buffer::streams`] says, and the last hundred openings of which all was acknowledged: their `first_seq` is
+    /// beyond their `last_seq`.
+    pub async fn numbered(&self) -> Vec<Stream> {
+        self.ask(|answer| Command::Numbered { answer }).await.unwrap_or_default()
+    }
+
+    /// Compares what the relay says that it stores of these epochs with what it has acknowledged to this satellite.
+    /// What it has lost becomes a [`Loss`]; says how many records that is.
+    ///
+    /// # Errors
+    /// Says why nothing can be compared now.
+    pub async fn compare(&self, satellite: &SatelliteId, stored: &[Stored]) -> Result<u64, ReadError> {
+        let (satellite, stored) = (satellite.clone(), stored.to_vec());
+        self.ask(|answer| Command::Compare { satellite, stored, answer }).await.unwrap_or(Err(ReadError::Closed))
     }
 
     /// The notes of an earlier run, where the store could be opened only after [`Buffer::open`] had returned; once.

@@ -33,13 +33,13 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use satellite_shared::clock::{Clock, Now};
 use satellite_shared::wire::ToRelay;
-use satellite_shared::wire::to_relay::{Authenticate, ConfigStatus, Progress, Renew};
+use satellite_shared::wire::to_relay::{Authenticate, ConfigStatus, Progress, Renew, Stream};
 use satellite_shared::wire::to_satellite::{Authenticated, Certificate, Config, Hello};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 
-use crate::buffer::{Buffer, BufferState, HeldStream};
+use crate::buffer::{Buffer, BufferState};
 use crate::credential::enrolment::{self, EnrolmentError};
 use crate::credential::key::Key;
 use crate::credential::keystore::{Identity, Keystore, Pending, Stored, Version};
@@ -360,7 +360,12 @@ impl Uplink {
         }
         let Phase::Connected(session) = &mut self.phase else { return };
         match done {
-            Done::Streams(..) | Done::Forgot(Ok(())) => {}
+            Done::Streams(..) | Done::Forgot(Ok(())) | Done::Compared(Ok(0)) => {}
+            Done::Compared(Ok(records)) => tracing::warn!(
+                records,
+                "the relay has lost what it had acknowledged, as after its disks were copied back: a gap says so"
+            ),
+            Done::Compared(Err(error)) => tracing::warn!(%error, "what the relay stores can't be compared now"),
             Done::Forgot(Err(error)) => {
                 tracing::warn!(%error, "acknowledged blocks could not be deleted: the relay will drop them when they are sent again");
             }
@@ -476,9 +481,9 @@ impl Uplink {
         }
     }
 
-    fn authenticate(&mut self, now: Now, protocol: u32, streams: Vec<HeldStream>) {
+    fn authenticate(&mut self, now: Now, protocol: u32, streams: Vec<Stream>) {
         let Some(identity) = self.identity.borrow().clone() else { return };
-        let streams = streams.into_iter().map(|held| held.stream).take(satellite_shared::limits::EPOCHS_MAX);
+        let streams = streams.into_iter().take(satellite_shared::limits::EPOCHS_MAX);
         let event = ToRelay::Authenticate(Authenticate {
             protocol,
             lease: identity.lease,
@@ -500,6 +505,8 @@ impl Uplink {
             return;
         }
         self.authenticated_ms = Some(now.mono_ms);
+        let compare = Job::Compare(welcome.satellite.clone(), welcome.stored.clone());
+        self.with_session(|session| session.ask(compare));
         let (relay, clock_ms) = self.hello.as_ref().map_or((String::new(), 0), |it| (it.relay.clone(), it.clock_ms));
         tracing::info!(satellite = %welcome.satellite, session = %welcome.session, %relay, "connected");
         if let Err(error) = self.time.raise(clock_ms, self.keystore.dir()) {

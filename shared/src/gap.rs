@@ -40,6 +40,8 @@ pub enum Reason {
     DiskFull,
     /// The buffer was damaged and could not be read back.
     Corrupt,
+    /// The relay had acknowledged it and lost it again, as when its disks are copied back from a backup.
+    RelayRestored,
 }
 
 impl Reason {
@@ -62,6 +64,7 @@ impl Reason {
             Self::Evicted => "evicted",
             Self::DiskFull => "disk_full",
             Self::Corrupt => "corrupt",
+            Self::RelayRestored => "relay_restored",
         }
     }
 }

@@ -27,6 +27,16 @@ const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// The head: how far the newest opening is.
 pub(super) const HEAD_KEY: &[u8] = b"h";
 
+/// As which satellite blocks were acknowledged.
+pub(super) const RELAY_KEY: &[u8] = b"i";
+
+/// The key of what is remembered of an opening.
+pub(super) fn history_key(opening: u32) -> Vec<u8> {
+    let mut key = vec![b'e'];
+    key.extend_from_slice(&opening.to_be_bytes());
+    key
+}
+
 /// The key of a block.
 pub(super) fn block_key(place: Place) -> Vec<u8> {
     key(b'b', place.opening, place.seq)

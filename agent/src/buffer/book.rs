@@ -4,11 +4,12 @@
 
 use std::collections::BTreeMap;
 
-use satellite_shared::id::Epoch;
+use satellite_shared::id::{Epoch, SatelliteId};
 use satellite_shared::wire::block::{self, Header};
 use serde::{Deserialize, Serialize};
 
-use super::block_store::{self, Changes, HEAD_KEY, StoreError};
+use super::block_store::{self, Changes, HEAD_KEY, RELAY_KEY, StoreError};
+use super::history::{self, Past};
 use super::stock::Values;
 use super::{Loss, Place, eviction, meta};
 
@@ -149,6 +150,10 @@ pub(super) struct Book {
     pub(super) losses: BTreeMap<u64, Loss>,
     /// The recorder's notes, in pieces.
     pub(super) notes: Vec<Vec<u8>>,
+    /// What was numbered in the last openings.
+    pub(super) history: BTreeMap<u32, Past>,
+    /// As which satellite blocks were acknowledged.
+    pub(super) satellite: Option<SatelliteId>,
 }
 
 impl Book {
@@ -193,6 +198,14 @@ impl Book {
             let descriptor = descriptor.ok_or_else(|| damaged("an opening's descriptor is malformed"))?;
             self.openings.insert(descriptor.opening, Held::new(descriptor));
         }
+        for item in store.scan(b"e".to_vec(), b"f".to_vec()) {
+            let (key, value) = item?;
+            let opening = key.get(1..5).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
+            let past = opening.zip(small(&value));
+            let (opening, past) = past.ok_or_else(|| damaged("what is remembered of an opening is malformed"))?;
+            self.history.insert(opening, past);
+        }
+        self.satellite = store.get(RELAY_KEY)?.and_then(|value| small(&value));
         for ordinal in self.head.loss_first..self.head.loss_next {
             if let Some(value) = store.get(&block_store::loss_key(ordinal))? {
                 let loss = small(&value).ok_or_else(|| damaged("a loss is malformed"))?;
@@ -226,12 +239,67 @@ impl Book {
             let key = block_store::notes_key(n);
             changes.put(key.clone(), meta::write(self.counter, &key, piece));
         }
+        self.put_history(changes);
         self.put_head(changes);
+    }
+
+    /// Writes what is remembered of earlier openings.
+    pub(super) fn put_history(&self, changes: &mut Changes) {
+        for (opening, past) in &self.history {
+            self.put_small(&block_store::history_key(*opening), past, changes);
+        }
+        if let Some(satellite) = &self.satellite {
+            self.put_small(RELAY_KEY, satellite, changes);
+        }
+    }
+
+    /// Remembers how far the newest opening went, before another begins.
+    pub(super) fn remember(&mut self, changes: &mut Changes) {
+        let Some(held) = self.openings.get(&self.head.opening).filter(|_| self.head.last_seq > 0) else { return };
+        let past = self.history.entry(self.head.opening).or_insert_with(|| Past::of(&held.descriptor));
+        (past.last_seq, past.due_through) = (self.head.last_seq, self.head.due_through);
+        let past = past.clone();
+        self.put_small(&block_store::history_key(self.head.opening), &past, changes);
+        while self.history.len() > history::OPENINGS_MAX {
+            let Some((oldest, _)) = self.history.pop_first() else { return };
+            changes.remove(block_store::history_key(oldest));
+        }
+    }
+
+    /// What is remembered of each opening, the newest as it is now.
+    pub(super) fn pasts(&self) -> BTreeMap<u32, Past> {
+        let mut pasts = self.history.clone();
+        pasts.retain(|opening, past| past.last_seq > 0 || *opening == self.head.opening);
+        if let Some(held) = self.openings.get(&self.head.opening).filter(|_| self.head.last_seq > 0) {
+            let past = pasts.entry(self.head.opening).or_insert_with(|| Past::of(&held.descriptor));
+            (past.last_seq, past.due_through) = (self.head.last_seq, self.head.due_through);
+        }
+        pasts
+    }
+
+    /// These records are not the relay's to have, whatever it says.
+    pub(super) fn disclaim(&mut self, opening: u32, first_seq: u64, last_seq: u64, changes: &mut Changes) {
+        let held = self.openings.get(&opening);
+        if let Some(held) = held {
+            self.history.entry(opening).or_insert_with(|| Past::of(&held.descriptor));
+        }
+        let Some(past) = self.history.get_mut(&opening) else { return };
+        past.lose(first_seq, last_seq);
+        let past = past.clone();
+        self.put_small(&block_store::history_key(opening), &past, changes);
+    }
+
+    fn opening_of(&self, epoch: Epoch) -> Option<u32> {
+        let held = self.openings.iter().find(|(_, held)| held.descriptor.epoch == epoch).map(|(opening, _)| *opening);
+        held.or_else(|| self.history.iter().find(|(_, past)| past.epoch == epoch).map(|(opening, _)| *opening))
     }
 
     /// Takes in a loss and writes it, with those that it continues as one. The one has a number of its own, so that a
     /// commit that is undone leaves the others as they were.
     pub(super) fn put_loss(&mut self, mut loss: Loss, changes: &mut Changes) {
+        if let Some(opening) = self.opening_of(loss.lost.epoch) {
+            self.disclaim(opening, loss.lost.first_seq, loss.lost.last_seq, changes);
+        }
         while let Some(ordinal) = self.losses.iter().find(|(_, other)| eviction::joins(other, &loss)).map(|(n, _)| *n) {
             let Some(other) = self.losses.remove(&ordinal) else { break };
             changes.remove(block_store::loss_key(ordinal));

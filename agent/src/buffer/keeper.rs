@@ -10,8 +10,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use satellite_shared::clock::Clock;
-use satellite_shared::id::Epoch;
+use satellite_shared::id::{Epoch, SatelliteId};
 use satellite_shared::ranges::Ranges;
+use satellite_shared::wire::to_relay::Stream;
+use satellite_shared::wire::to_satellite::Stored;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::ballast::{Ballast, Room};
@@ -48,6 +50,10 @@ pub(super) enum Command {
     Forget { epoch: Epoch, ranges: Ranges, answer: oneshot::Sender<Result<(), ReadError>> },
     /// Say which openings hold blocks.
     Streams { answer: oneshot::Sender<Vec<HeldStream>> },
+    /// Say which openings hold blocks, or held some that were acknowledged.
+    Numbered { answer: oneshot::Sender<Vec<Stream>> },
+    /// Compare with what the relay says that it stores.
+    Compare { satellite: SatelliteId, stored: Vec<Stored>, answer: oneshot::Sender<Result<u64, ReadError>> },
     /// Give the notes that came late.
     LateNotes { answer: oneshot::Sender<Option<Vec<u8>>> },
     /// Make durable and end.
@@ -134,6 +140,10 @@ impl Keeper {
                 Command::Series { opening, answer } => drop(answer.send(self.on_series(opening))),
                 Command::Forget { epoch, ranges, answer } => drop(answer.send(self.on_forget(epoch, &ranges))),
                 Command::Streams { answer } => drop(answer.send(self.on_streams())),
+                Command::Numbered { answer } => drop(answer.send(self.on_numbered())),
+                Command::Compare { satellite, stored, answer } => {
+                    drop(answer.send(self.on_compare(&satellite, &stored)));
+                }
                 Command::LateNotes { answer } => drop(answer.send(self.stock.take_notes())),
                 Command::Close => break,
             }
@@ -222,6 +232,18 @@ impl Keeper {
 
     fn streams(&self) -> Result<Vec<HeldStream>, StoreError> {
         self.store.as_ref().map_or_else(|| Ok(Vec::new()), |store| self.stock.streams(store))
+    }
+
+    fn on_numbered(&mut self) -> Vec<Stream> {
+        let held = self.on_streams();
+        self.stock.numbered(held)
+    }
+
+    fn on_compare(&mut self, satellite: &SatelliteId, stored: &[Stored]) -> Result<u64, ReadError> {
+        self.ensure().map_err(|why| ReadError::Degraded { why })?;
+        let now_ms = self.clock.now().wall_ms;
+        let store = self.store.as_ref().expect("ensured just above");
+        self.stock.compare(store, satellite, stored, now_ms).map_err(|error| self.read_failed(error))
     }
 
     /// What is done beside a commit: ballast, mark.

@@ -20,6 +20,7 @@ use satellite_shared::wire::block::{self, FrameKind, Header};
 
 use super::block_store::{self, BlockStore, Changes, HEAD_KEY, StoreError};
 use super::book::{Book, Descriptor, Head, Held};
+use super::history::Past;
 use super::mark::{HeldSpan, Mark};
 use super::stock::Values as _;
 use super::{Loss, Place, meta};
@@ -211,6 +212,7 @@ pub(super) fn plan(finds: &Finds, mark: &Mark, loss_next: u64) -> Rescue {
             book.head.opening = number;
             book.head.next_series = opening.series.last().map_or(0, |found| found.header.last_seq() + 1);
         }
+        book.history.insert(number, Past::uncertain(&opening.descriptor));
         book.openings.insert(number, Held::new(opening.descriptor.clone()));
     }
     let unfound = |span: &&HeldSpan| openings.iter().all(|opening| opening.descriptor.epoch != span.epoch);

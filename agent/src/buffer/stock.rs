@@ -5,6 +5,8 @@
 //!
 //! Deliberately absent: how a store is opened, and what to do when it fails.
 
+mod comparison;
+
 use std::collections::BTreeMap;
 use std::ops::Deref;
 
@@ -202,6 +204,7 @@ impl Stock {
         let newest = book.openings.keys().next_back().copied().unwrap_or(0).max(book.head.opening);
         self.descriptor.opening = newest.max(marked).saturating_add(1);
         book.counter += 1;
+        book.remember(&mut changes);
         book.head.opening = self.descriptor.opening;
         (book.head.last_seq, book.head.due_through, book.head.next_series) = (0, 0, 0);
         book.put_small(&block_store::opening_key(self.descriptor.opening), &self.descriptor, &mut changes);
@@ -239,6 +242,9 @@ impl Stock {
             book.put_small(&block_store::loss_key(*ordinal), loss, &mut changes);
         }
         book.losses = losses;
+        book.history.clone_from(&acked.history);
+        book.satellite.clone_from(&acked.satellite);
+        book.put_history(&mut changes);
 
         let held = book.openings.entry(opening).or_insert_with(|| Held::new(self.descriptor.clone()));
         let from = Place { opening, seq: acked.head.last_seq.saturating_add(1) };

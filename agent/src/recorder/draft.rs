@@ -302,11 +302,12 @@ fn rectangles(polls: VecDeque<Polled>) -> Vec<Group> {
     groups.into_iter().map(transpose).collect()
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "losses have three of the reasons")]
 fn gap_of_loss(loss: &Loss) -> Gap {
-    let detail = if loss.reason == Reason::Evicted {
-        "the buffer was over a bound and its oldest blocks went"
-    } else {
-        "the buffer was damaged and these blocks could not be read back"
+    let detail = match loss.reason {
+        Reason::Evicted => "the buffer was over a bound and its oldest blocks went",
+        Reason::RelayRestored => "the relay had acknowledged these and lost them, as after its disks were copied back",
+        _ => "the buffer was damaged and these blocks could not be read back",
     };
     Gap {
         device: None,

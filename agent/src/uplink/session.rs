@@ -12,12 +12,14 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, Sink as _, Stream as _};
 use rustls::AlertDescription;
 use satellite_shared::clock::Now;
-use satellite_shared::id::Epoch;
+use satellite_shared::id::{Epoch, SatelliteId};
 use satellite_shared::ranges::Ranges;
 use satellite_shared::wire::ToRelay;
+use satellite_shared::wire::to_relay::Stream;
+use satellite_shared::wire::to_satellite::Stored;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
-use crate::buffer::{Buffer, HeldStream, Place, ReadError, StoredBlock};
+use crate::buffer::{Buffer, Place, ReadError, StoredBlock};
 use crate::uplink::dial::{Socket, chain, rustls_error};
 use crate::uplink::link::{Link, Next, Read, Way};
 
@@ -50,6 +52,8 @@ pub enum Step {
 pub enum Job {
     /// What it holds, to say AUTHENTICATE in this protocol version.
     Streams(u32),
+    /// Compare what the relay says that it stores.
+    Compare(SatelliteId, Vec<Stored>),
     /// To delete what is committed.
     Forget(Epoch, Ranges),
     /// Blocks or series.
@@ -60,7 +64,9 @@ pub enum Job {
 #[derive(Debug)]
 pub enum Done {
     /// What it holds.
-    Streams(u32, Vec<HeldStream>),
+    Streams(u32, Vec<Stream>),
+    /// What came of comparing: records that the relay has lost.
+    Compared(Result<u64, ReadError>),
     /// Deleted, or why not.
     Forgot(Result<(), ReadError>),
     /// Blocks.
@@ -222,7 +228,8 @@ impl Session {
 fn work(buffer: Buffer, job: Job) -> BoxFuture<'static, Done> {
     async move {
         match job {
-            Job::Streams(protocol) => Done::Streams(protocol, buffer.streams().await),
+            Job::Streams(protocol) => Done::Streams(protocol, buffer.numbered().await),
+            Job::Compare(satellite, stored) => Done::Compared(buffer.compare(&satellite, &stored).await),
             Job::Forget(epoch, ranges) => Done::Forgot(buffer.forget(epoch, &ranges).await),
             Job::Read(read @ Read::Blocks { way, from, below, bytes_max }) => {
                 match buffer.read(from, below, bytes_max).await {
