@@ -36,6 +36,8 @@ use crate::web::Peer;
 const BACKLOG: u32 = 1_024;
 const HEADERS_MAX: usize = 64;
 const HEAD_BYTES_MAX: usize = 16 << 10;
+/// Of the failures to accept that follow each other, one in so many is logged: one in ten seconds.
+const LOGGED_EACH: u32 = 100;
 
 /// How long things may take and how many there may be. The settings say the first two; tests shorten the waits.
 #[derive(Debug, Clone)]
@@ -180,6 +182,7 @@ impl Listener {
     }
 
     async fn accept(&self, shutdown: &CancellationToken) -> Option<(TcpStream, SocketAddr)> {
+        let mut failures = 0u32;
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -196,10 +199,27 @@ impl Listener {
                 }
                 Err(error) => {
                     // A connection that was reset in the queue, or no file handles left: the next one may do.
-                    tracing::warn!(door = self.name, %error, "can't accept a connection");
+                    if failures.is_multiple_of(LOGGED_EACH) {
+                        self.note_refused(&error);
+                    }
+                    failures = failures.saturating_add(1);
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
+        }
+    }
+}
+
+impl Listener {
+    fn note_refused(&self, error: &io::Error) {
+        let none_left = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE];
+        if none_left.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error())) {
+            tracing::warn!(
+                door = self.name,
+                "no file handles left: nobody else gets in until some close; raise LimitNOFILE or lower limits.connections"
+            );
+        } else {
+            tracing::warn!(door = self.name, %error, "can't accept a connection");
         }
     }
 }
