@@ -353,7 +353,7 @@ fn damaged(folder: &DataDir, file: &str, detail: String) -> AuthorityError {
     AuthorityError::Damaged { file: folder.path().join(file).display().to_string(), detail }
 }
 
-fn pem(label: &str, der: &[u8]) -> String {
+pub(crate) fn pem(label: &str, der: &[u8]) -> String {
     let body = data_encoding::BASE64.encode(der);
     let mut text = format!("-----BEGIN {label}-----\n");
     for line in body.as_bytes().chunks(64) {

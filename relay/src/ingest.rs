@@ -13,6 +13,8 @@ pub mod intake;
 
 pub mod recovery;
 
+pub mod restore;
+
 mod tally;
 
 pub mod watermark;
@@ -152,16 +154,17 @@ impl Ingest {
         }
     }
 
-    /// What is committed of these epochs; those of which nothing is are left out.
+    /// What is committed of each of these epochs, also where nothing is: a satellite that was told otherwise before
+    /// then knows that this relay has lost it.
     ///
     /// # Errors
     /// When the registry does not answer.
     pub async fn stored(&self, satellite: &SatelliteId, epochs: &[Epoch]) -> Result<Vec<Stored>, RegistryError> {
         let mut stored = Vec::new();
         for &epoch in epochs {
-            if let Some(row) = self.registry.stream(satellite, epoch).await? {
-                stored.push(Stored { epoch, ranges: row.tally.watermark.ranges() });
-            }
+            let row = self.registry.stream(satellite, epoch).await?;
+            let ranges = row.map(|row| row.tally.watermark.ranges()).unwrap_or_default();
+            stored.push(Stored { epoch, ranges });
         }
         Ok(stored)
     }
@@ -170,6 +173,7 @@ impl Ingest {
 /// What a commit works with.
 #[derive(Clone)]
 struct Parts {
+    relay: String,
     registry: Registry,
     store: Store,
     clock: Arc<dyn Clock>,
@@ -191,6 +195,7 @@ pub struct Committer {
     parts: Parts,
     bounds: Bounds,
     blocks: mpsc::Receiver<Block>,
+    resolved: CancellationToken,
     intake: Intake,
     /// A block that waits for the next batch.
     held: Option<Block>,
@@ -215,6 +220,7 @@ impl Committer {
     /// When another process commits into this data directory.
     pub fn open(
         data_dir: &DataDir,
+        relay: String,
         registry: Registry,
         store: Store,
         clock: Arc<dyn Clock>,
@@ -230,9 +236,16 @@ impl Committer {
             idle_rows: IDLE_ROWS,
             idle_ms: IDLE_MS,
         };
-        let parts = Parts { registry, store, clock };
+        let parts = Parts { relay, registry, store, clock };
         let intake = Intake::new(parts.batch_id());
-        Ok((ingest, Self { parts, bounds, blocks, intake, held: None, flight: None, _lock: lock }))
+        let resolved = CancellationToken::new();
+        Ok((ingest, Self { parts, bounds, blocks, resolved, intake, held: None, flight: None, _lock: lock }))
+    }
+
+    /// Cancelled when what the last run left is resolved, and a registry that was copied back knows what is stored.
+    #[must_use]
+    pub fn resolved(&self) -> CancellationToken {
+        self.resolved.clone()
     }
 
     /// Resolves what the last run left, then takes and commits until told to stop, then commits once more.
@@ -241,6 +254,7 @@ impl Committer {
     /// When somebody else ended a batch of this committer.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), IngestError> {
         let Some(abandoned) = resolve(&self.parts, &shutdown).await else { return Ok(()) };
+        self.resolved.cancel();
         let sweep = recovery::sweep(self.parts.clone(), abandoned, recovery::SWEEPS).fuse();
         tokio::pin!(sweep);
         let mut sweeping = true;

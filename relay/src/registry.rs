@@ -20,6 +20,8 @@ pub mod dead_letters;
 
 pub mod leases;
 
+pub mod restore;
+
 pub mod satellites;
 
 mod seal;
@@ -52,9 +54,10 @@ const AUTHORITY_FOLDER: &str = "authority";
 const CONNECTIONS_MAX: u32 = 4;
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
-const MIGRATIONS: [(i64, &str, &str); 2] = [
+const MIGRATIONS: [(i64, &str, &str); 3] = [
     (1, "registry", include_str!("../migrations/0001_registry.sql")),
     (2, "archive", include_str!("../migrations/0002_archive.sql")),
+    (3, "restore", include_str!("../migrations/0003_restore.sql")),
 ];
 
 /// Why the registry can't say or keep something.

@@ -25,12 +25,14 @@ use crate::listener::{self, Listener};
 use crate::registry::{Registry, RegistryError};
 use crate::session::{self, Changes, Roster};
 use crate::settings::{self, Settings};
-use crate::sink::archive::InvalidPlace;
+use crate::sink::archive::{InvalidPlace, Store};
 use crate::web;
 
 const ADDRESSES_FILE: &str = "addresses.json";
 /// How often the relay's certificate is compared with the names that leases give it, and with its age.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(2);
+/// How long the doors stay shut while a registry that may have been copied back is compared with the archive.
+const RESOLVED_WITHIN: Duration = Duration::from_secs(15);
 
 /// Why a relay does not start.
 #[derive(Debug, thiserror::Error)]
@@ -160,11 +162,16 @@ impl Relay {
             session_url(settings, addresses.satellites.port()),
             &enrolment_limits(settings),
         );
-        let blocks = commit(&ingest, settings, data_dir, &registry, &clock)?;
+        let relay = registry.relay_name().await?;
+        let store = settings.archive.open(data_dir)?;
+        let (blocks, resolved) = commit(&ingest, settings, data_dir, &relay, &registry, &store, &clock)?;
+        if timeout(RESOLVED_WITHIN, resolved.cancelled()).await.is_err() {
+            tracing::warn!("the archive takes long to answer: satellites are let in, and records wait until it does");
+        }
 
         let roster = Roster::default();
         let sessions = session::Door::new(session::Parts {
-            relay: registry.relay_name().await?,
+            relay: relay.clone(),
             registry: registry.clone(),
             ingest: blocks,
             enrolment: enrolment.clone(),
@@ -182,7 +189,7 @@ impl Relay {
         let draining = doors.shutdown.clone();
         let serve = move |stream, peer| sessions.clone().serve(stream, peer, draining.clone());
         doors.spawn("the satellites' door", satellites.run(doors.shutdown.clone(), serve));
-        let changes = Changes::new(registry.clone(), roster);
+        let changes = Changes::new(registry.clone(), roster).noting_in(store, relay);
         doors.spawn("the messenger of changes", changes.run(doors.shutdown.clone()));
         doors.spawn("the keeper of the relay's certificate", keeper.run(doors.shutdown.clone()));
 
@@ -222,19 +229,22 @@ fn commit(
     parts: &Parts,
     settings: &Settings,
     data_dir: &DataDir,
+    relay: &str,
     registry: &Registry,
+    store: &Store,
     clock: &Arc<dyn Clock>,
-) -> Result<Ingest, StartError> {
-    let store = settings.archive.open(data_dir)?;
+) -> Result<(Ingest, CancellationToken), StartError> {
     let how = ingest::Settings { commit_every: settings.commit_every, ..ingest::Settings::default() };
-    let (ingest, committer) = Committer::open(data_dir, registry.clone(), store, Arc::clone(clock), how)?;
+    let (registry, store, clock) = (registry.clone(), store.clone(), Arc::clone(clock));
+    let (ingest, committer) = Committer::open(data_dir, relay.to_owned(), registry, store, clock, how)?;
+    let resolved = committer.resolved();
     let shutdown = parts.shutdown.clone();
     parts.spawn("the committer", async move {
         if let Err(error) = committer.run(shutdown).await {
             tracing::error!(%error, "nothing can be committed any more");
         }
     });
-    Ok(ingest)
+    Ok((ingest, resolved))
 }
 
 /// Waiting for others in a batch is not slow storage.

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use libtest_mimic::{Arguments, Completion, Trial};
+use libtest_mimic::{Completion, Trial};
 use satellite_relay::data_dir::DataDir;
 use satellite_relay::ingest::{self, Block, BlockBody, Committer, Ingest, Outcome};
 use satellite_relay::registry::Registry;
@@ -24,7 +24,13 @@ use satellite_shared::gap::{Gap, Lost, Reason};
 use satellite_shared::id::{Epoch, SatelliteId};
 use satellite_shared::metric::{Kind, Series};
 use satellite_shared::wire::block::{ClockQuality, FrameKind, Group, Header};
+use satellite_tests::checker::{Verdict, scripts};
+use satellite_tests::device::Device;
+use satellite_tests::house::{FAST_ARCHIVE, House};
+use satellite_tests::journey::{self, journey};
+use satellite_tests::link::Link;
 use satellite_tests::peers::Peer;
+use satellite_tests::{process, wait};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -78,6 +84,7 @@ const NOW_MS: i64 = 1_795_247_999_999;
 const DEADLINE: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
+    const BUCKET: &[Peer] = &[Peer::Python, Peer::S3];
     let trials = vec![
         Trial::ignorable_test("other_readers_find_every_value_as_it_was", || {
             let Some(python) = Peer::Python.path() else {
@@ -91,8 +98,9 @@ fn main() -> ExitCode {
             };
             s3(&python).map(|()| Completion::Completed).map_err(|error| format!("{error:?}").into())
         }),
+        journey("a_bucket_that_is_away_stalls_and_fails_in_a_put_gets_everything_once", BUCKET, bucket_comes_and_goes),
     ];
-    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+    journey::run(trials)
 }
 
 fn satellite() -> SatelliteId {
@@ -167,7 +175,7 @@ fn readers(python: &Path) -> Result<()> {
     let store = Settings::default().open(&DataDir::open(dir.path())?)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        for object in archive::encode(&batch)? {
+        for object in archive::encode(&batch, None)? {
             store.put(&object.key, object.bytes).await?;
         }
         anyhow::Ok(())
@@ -386,7 +394,8 @@ impl Relay {
         let data_dir = DataDir::open(data_dir)?;
         let settings = ingest::Settings { commit_every: Duration::from_millis(5), ..ingest::Settings::default() };
         let store = place.open(&data_dir)?;
-        let (ingest, committer) = Committer::open(&data_dir, registry.clone(), store, Arc::new(SystemClock), settings)?;
+        let (ingest, committer) =
+            Committer::open(&data_dir, "relay-test".into(), registry.clone(), store, Arc::new(SystemClock), settings)?;
         let (to, replies) = mpsc::unbounded_channel();
         Ok(Self { ingest, task: tokio::spawn(committer.run(CancellationToken::new())), to, replies })
     }
@@ -420,4 +429,62 @@ impl Relay {
             other => bail!("{other:?}"),
         }
     }
+}
+
+/// The whole way with the store behind a line that fails: refused, stalled, cut in the middle of a put, and errors for
+/// answers. Polling goes on, the satellite buffers, and what was put twice is there once.
+fn bucket_comes_and_goes(dir: &Path) -> Result<()> {
+    let python = Peer::S3.path().context("moto")?;
+    let moto = Moto::start(&python)?;
+    moto.create_bucket("house")?;
+    let (spoiled, spoilt) = spoiler(&moto.address)?;
+    let line = Link::new()?;
+    line.lead_to(Some(moto.address.parse()?));
+    let settings = format!(
+        "{FAST_ARCHIVE}[archive]\nurl = \"s3://house/records\"\nendpoint = \"http://127.0.0.1:{}\"\nallow_http = true\n\
+         region = \"us-east-1\"\naccess_key_id = \"test\"\nsecret_access_key = \"test\"\n",
+        line.port()
+    );
+    let plug = Device::new("plug")?;
+    let mut house = House::with_settings(dir, &[&plug], &settings, None)?;
+    house.configure(&plug.as_http("1s"))?;
+    let stored = |house: &House| -> Result<u64> { Ok(house.relay.account(&house.id)?.stored) };
+    let goes_on = |house: &House| -> Result<()> {
+        let before = stored(house)?;
+        wait::until_true("more is stored", DEADLINE * 3, || Ok(stored(house)? > before))
+    };
+    goes_on(&house)?;
+    line.cut();
+    house.wait_for_polls(&plug, 4)?;
+    line.mend();
+    goes_on(&house)?;
+    line.freeze();
+    house.wait_for_polls(&plug, 4)?;
+    line.cut_once();
+    line.mend();
+    goes_on(&house)?;
+    for bytes in [300, 1_500, 3_000] {
+        line.cut_after(bytes);
+        house.wait_for_polls(&plug, 2)?;
+    }
+    goes_on(&house)?;
+    line.lead_to(Some(spoiled.parse()?));
+    let before = spoilt.load(Ordering::Relaxed);
+    wait::until_true("errors for answers", DEADLINE, || Ok(spoilt.load(Ordering::Relaxed) > before + 3))?;
+    // It dies while the store fails, and the next one finds what was put.
+    house.relay.kill()?;
+    house.relay.start()?;
+    line.lead_to(Some(moto.address.parse()?));
+    goes_on(&house)?;
+    house.settle()?;
+    let account = house.relay.account(&house.id)?;
+    let fetched = dir.join("fetched");
+    let mut command = Command::new(&python);
+    command.arg(scripts().join("s3.py")).arg(format!("http://{}", moto.address)).args(["fetch", "house"]).arg(&fetched);
+    process::run(&mut command, "")?.success()?;
+    let verdict = Verdict::of(&fetched.join("records"), &[&plug])?;
+    verdict.must_be_whole()?;
+    verdict.must_agree(&house.id, &account)?;
+    ensure!(verdict.polled_all_the_time(), "the satellite lost nothing: {:?}", verdict.reasons);
+    Ok(())
 }

@@ -2,7 +2,8 @@
 //!
 //! 1. The batch is encoded, so that its objects' keys and lengths are known.
 //! 2. The registry writes them down, with what they hold, as an intent.
-//! 3. Each object is put whole under its key. What fails is put again, same key, same bytes.
+//!    Meanwhile the archive is told the batch's name, which a registry that is copied back later will not know.
+//! 3. Each object is put whole under its key, the first one last. What fails is put again, same key, same bytes.
 //! 4. One transaction of the registry ends the batch and adds what it holds to the streams.
 //!
 //! Only then is anything acknowledged. Steps 2 to 4 are repeated until they succeed: while storage or registry fail,
@@ -16,10 +17,12 @@ use futures_util::stream::FuturesUnordered;
 
 use crate::ingest::Parts;
 use crate::ingest::intake::Filling;
+use crate::ingest::restore;
 use crate::registry::batches::{Content, Holding, ObjectSize};
 use crate::registry::{DeadLetter, Intent, RegistryError};
 use crate::sink::Batch;
 use crate::sink::archive::layout::BatchId;
+use crate::sink::archive::manifest::Manifest;
 use crate::sink::archive::{self, EncodeError, Object};
 
 /// Objects that are put at the same time.
@@ -86,8 +89,10 @@ async fn store(
 ) -> Result<(), CommitError> {
     let rows = batch.rows;
     let started_ms = parts.clock.now().mono_ms;
-    let objects = encode(batch).await?;
-    let intent = intent(id, &objects, sealed.holdings());
+    let holdings = sealed.holdings();
+    let manifest = Manifest::new(&parts.relay, &holdings);
+    let objects = encode(batch, manifest.to_text()).await?;
+    let intent = intent(id, &objects, holdings);
     for step in steps(&objects) {
         match step {
             Step::Intend => intend(parts, intent.as_ref()).await?,
@@ -104,7 +109,8 @@ async fn store(
 async fn intend(parts: &Parts, intent: Option<&Intent>) -> Result<(), CommitError> {
     let Some(intent) = intent else { return Ok(()) };
     let act = || async { parts.registry.intend(intent, parts.clock.now().wall_ms).await.map_err(|e| (e, true)) };
-    persist("write a batch down", act).await.map_err(CommitError::Ended)
+    let (intended, ()) = tokio::join!(persist("write a batch down", act), restore::announce(parts, &intent.id));
+    intended.map_err(CommitError::Ended)
 }
 
 async fn finish(parts: &Parts, intent: Option<&Intent>, letters: &[DeadLetter]) -> Result<(), CommitError> {
@@ -118,11 +124,11 @@ async fn finish(parts: &Parts, intent: Option<&Intent>, letters: &[DeadLetter]) 
     persist("end a batch", act).await.map_err(CommitError::Ended)
 }
 
-async fn encode(batch: Batch) -> Result<Vec<Object>, CommitError> {
+async fn encode(batch: Batch, manifest: String) -> Result<Vec<Object>, CommitError> {
     if batch.rows == 0 {
         return Ok(Vec::new());
     }
-    let encoded = tokio::task::spawn_blocking(move || archive::encode(&batch)).await;
+    let encoded = tokio::task::spawn_blocking(move || archive::encode(&batch, Some(manifest))).await;
     Ok(encoded.map_err(CommitError::Encoder)??)
 }
 
@@ -130,15 +136,18 @@ fn size_of(object: &Object) -> ObjectSize {
     ObjectSize { key: object.key.clone(), bytes: object.bytes.len() as u64 }
 }
 
+/// Where the first object is, all are: the archive alone says whether a batch is whole.
 async fn put(parts: &Parts, objects: &[Object]) {
+    let Some((first, others)) = objects.split_first() else { return };
     let mut puts = FuturesUnordered::new();
-    for object in objects {
+    for object in others {
         if puts.len() == PUTS_MAX {
             puts.next().await;
         }
         puts.push(put_one(parts, object));
     }
     while puts.next().await.is_some() {}
+    put_one(parts, first).await;
 }
 
 async fn put_one(parts: &Parts, object: &Object) {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::ingest::Parts;
 use crate::ingest::commit::persist;
+use crate::ingest::restore;
 use crate::registry::RegistryError;
 use crate::registry::batches::ObjectSize;
 use crate::sink::archive::StoreError;
@@ -93,6 +94,7 @@ impl<'a> Resolution<'a> {
 
 /// Resolves every intent, however long storage and registry take to answer; gives the keys to sweep.
 pub(super) async fn resolve(parts: &Parts) -> Vec<String> {
+    restore::resolve(parts).await;
     let passing = |error: RegistryError| (error, true);
     let unfinished =
         forever("ask for unfinished batches", || async { parts.registry.unfinished().await.map_err(passing) }).await;
@@ -157,7 +159,7 @@ async fn delete(parts: &Parts, keys: impl Iterator<Item = &str>) {
     }
 }
 
-async fn forever<T, E, F>(what: &'static str, act: impl FnMut() -> F) -> T
+pub(super) async fn forever<T, E, F>(what: &'static str, act: impl FnMut() -> F) -> T
 where
     E: std::fmt::Display,
     F: Future<Output = Result<T, (E, bool)>>,

@@ -9,13 +9,27 @@ use satellite_shared::wire::to_satellite::RefusalCode;
 use tokio_util::sync::CancellationToken;
 
 use super::Roster;
+use crate::ingest::restore::note_revoked;
 use crate::registry::{Registry, RegistryError};
+use crate::sink::archive::{Store, StoreError};
+
+/// Why changes can't be looked for or noted.
+#[derive(Debug, thiserror::Error)]
+enum ChangesError {
+    /// The registry does not answer.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The archive does not take the note; it is tried again.
+    #[error("a revocation can't be noted in the archive: {0}")]
+    Archive(#[from] StoreError),
+}
 
 /// The task.
 #[derive(Debug)]
 pub struct Changes {
     registry: Registry,
     roster: Roster,
+    archive: Option<(Store, String)>,
     every: Duration,
     revision: i64,
     failing: bool,
@@ -25,7 +39,13 @@ impl Changes {
     /// Polls once a second.
     #[must_use]
     pub fn new(registry: Registry, roster: Roster) -> Self {
-        Self { registry, roster, every: Duration::from_secs(1), revision: 0, failing: false }
+        Self { registry, roster, archive: None, every: Duration::from_secs(1), revision: 0, failing: false }
+    }
+
+    /// Notes revocations in the archive of this relay too, where no backup of the registry undoes them.
+    #[must_use]
+    pub fn noting_in(self, store: Store, relay: String) -> Self {
+        Self { archive: Some((store, relay)), ..self }
     }
 
     /// Goes on until shutdown; a registry that does not answer is asked again.
@@ -50,11 +70,14 @@ impl Changes {
         }
     }
 
-    async fn look(&mut self) -> Result<(), RegistryError> {
+    async fn look(&mut self) -> Result<(), ChangesError> {
         for change in self.registry.changes_since(self.revision).await? {
             if change.revoked {
                 if self.roster.end(&change.satellite, RefusalCode::Revoked) {
                     tracing::info!(satellite = %change.satellite, "revoked: its session ends");
+                }
+                if let Some((store, relay)) = &self.archive {
+                    note_revoked(store, relay, &change.satellite).await?;
                 }
             } else {
                 self.roster.config_changed(&change.satellite);

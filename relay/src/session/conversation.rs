@@ -389,9 +389,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
 
     /// What the registry says of the certificate now.
     async fn look_up(&self) -> Result<Known, Refused> {
-        let Presented { serial_hex, spki_sha256_hex } = &self.presented;
+        let Presented { serial_hex, spki_sha256_hex, .. } = &self.presented;
         let registry = &self.door.registry;
-        let certificate = self.registry(registry.certificate(serial_hex, spki_sha256_hex)).await?;
+        let mut certificate = self.registry(registry.certificate(serial_hex, spki_sha256_hex)).await?;
+        if certificate.is_none() && self.adopt().await? {
+            certificate = self.registry(registry.certificate(serial_hex, spki_sha256_hex)).await?;
+        }
         let satellite = match &certificate {
             Some(certificate) => self.registry(registry.satellite(&certificate.satellite)).await?,
             None => None,
@@ -402,6 +405,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
             (Some(certificate), Some(satellite)) => Ok(Known { certificate, satellite }),
             (_, _) => Err(handshake::unavailable()),
         }
+    }
+
+    /// A certificate of our own authority that a restored registry does not know was issued after the backup.
+    async fn adopt(&self) -> Result<bool, Refused> {
+        let Some(unknown) = self.presented.unknown() else { return Ok(false) };
+        let now_ms = self.door.clock.now().wall_ms;
+        let adopted = self.registry(self.door.registry.adopt_certificate(&unknown, now_ms)).await?;
+        if adopted {
+            let serial = unknown.issued.serial_hex;
+            tracing::warn!(satellite = %unknown.satellite, serial, "a certificate issued after the backup is known again");
+        }
+        Ok(adopted)
     }
 
     async fn renew(&self, csr: String) -> Event {

@@ -7,6 +7,8 @@ use satellite_shared::wire::version;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::http::{HeaderValue, StatusCode, header};
 
+use crate::authority::{self, Issued};
+use crate::registry::restore::Unknown;
 use crate::registry::{CertificateRow, CertificateState, SatelliteRow, sha256_hex};
 
 const SERIAL_DIGITS: usize = 32;
@@ -18,6 +20,8 @@ pub struct Presented {
     pub serial_hex: String,
     /// SHA-256 of its public key.
     pub spki_sha256_hex: String,
+    /// All of it, for a registry that has forgotten it.
+    pub der: CertificateDer<'static>,
 }
 
 /// Why a client certificate can't be looked up.
@@ -37,14 +41,33 @@ impl Presented {
     /// # Errors
     /// When there is none or it can't be read.
     pub fn read(chain: Option<&[CertificateDer<'_>]>) -> Result<Self, InvalidCertificate> {
-        let leaf = chain.and_then(<[_]>::first).ok_or(InvalidCertificate::None)?;
-        let (_, leaf) = x509_parser::parse_x509_certificate(leaf).map_err(|_| InvalidCertificate::Unreadable)?;
+        let der = chain.and_then(<[_]>::first).ok_or(InvalidCertificate::None)?;
+        let (_, leaf) = x509_parser::parse_x509_certificate(der).map_err(|_| InvalidCertificate::Unreadable)?;
         let serial = data_encoding::HEXLOWER.encode(leaf.raw_serial());
         let serial = serial.trim_start_matches('0');
         Ok(Self {
             serial_hex: format!("{serial:0>SERIAL_DIGITS$}"),
             spki_sha256_hex: sha256_hex(leaf.public_key().raw),
+            der: der.clone().into_owned(),
         })
+    }
+
+    /// What the authority wrote into it; `None` where it did not write it.
+    #[must_use]
+    pub fn unknown(&self) -> Option<Unknown> {
+        let (_, leaf) = x509_parser::parse_x509_certificate(&self.der).ok()?;
+        let satellite = leaf.subject().iter_common_name().next()?.as_str().ok()?.parse().ok()?;
+        let (begin, end) = (leaf.validity().not_before.timestamp(), leaf.validity().not_after.timestamp());
+        let not_after_ms = end.saturating_mul(1_000);
+        let issued = Issued {
+            chain: authority::pem("CERTIFICATE", &self.der),
+            serial_hex: self.serial_hex.clone(),
+            spki_sha256_hex: self.spki_sha256_hex.clone(),
+            not_after_ms,
+            // It may be half over already: the satellite shall get one that the registry knows soon.
+            renew_after_ms: begin.saturating_mul(1_000),
+        };
+        Some(Unknown { satellite, not_before_ms: begin.saturating_mul(1_000), issued })
     }
 }
 

@@ -81,7 +81,8 @@ impl Relay {
         let store = Store::new(Arc::new(InMemory::new()), "memory".into());
         let settings = ingest::Settings { commit_every, ..ingest::Settings::default() };
         let (ingest, committer) =
-            Committer::open(&data_dir, registry.clone(), store, Arc::clone(&clock), settings).unwrap();
+            Committer::open(&data_dir, "relay-test".into(), registry.clone(), store, Arc::clone(&clock), settings)
+                .unwrap();
         let session_url = SessionUrl::Fixed("wss://localhost".into());
         let enrolment =
             Enrolment::new(registry.clone(), authority.clone(), Arc::clone(&clock), session_url, &enrolment_limits());

@@ -5,6 +5,8 @@
 
 pub mod layout;
 
+pub mod manifest;
+
 pub mod store;
 
 pub mod reader;
@@ -41,13 +43,14 @@ pub enum EncodeError {
     Parquet(#[from] parquet::errors::ParquetError),
 }
 
-/// Encodes a batch: an object for each hour of samples and each day of gaps that it touches.
+/// Encodes a batch: an object for each hour of samples and each day of gaps that it touches. The first says what the
+/// batch holds, where that is given.
 ///
 /// # Errors
 /// Only where the Parquet writer itself fails.
-pub fn encode(batch: &Batch) -> Result<Vec<Object>, EncodeError> {
-    let samples = samples::encode(batch)?.into_iter().map(|sheet| (Table::Samples, sheet));
-    let gaps = gaps::encode(batch)?.into_iter().map(|sheet| (Table::Gaps, sheet));
+pub fn encode(batch: &Batch, mut manifest: Option<String>) -> Result<Vec<Object>, EncodeError> {
+    let samples = samples::encode(batch, &mut manifest)?.into_iter().map(|sheet| (Table::Samples, sheet));
+    let gaps = gaps::encode(batch, &mut manifest)?.into_iter().map(|sheet| (Table::Gaps, sheet));
     let objects = samples
         .chain(gaps)
         .enumerate()
@@ -117,7 +120,7 @@ mod tests {
     #[test]
     fn every_sample_comes_back_in_its_hour_and_in_order() {
         let (batch, rows) = batch();
-        let objects = encode(&batch).unwrap();
+        let objects = encode(&batch, None).unwrap();
         let folders: Vec<&str> = objects.iter().map(|object| object.key.rsplit_once('/').unwrap().0).collect();
         assert_eq!(
             folders,
@@ -157,7 +160,7 @@ mod tests {
             let origin = Origin { satellite: &satellite, epoch: Epoch(1), first_seq, count, received_ms: NOW_MS };
             batch.add_samples(&origin, groups, &described()).unwrap();
         }
-        let objects = encode(&batch).unwrap();
+        let objects = encode(&batch, None).unwrap();
         assert_eq!(objects.len(), 1);
         let back = reader::decode_samples(objects[0].bytes.clone(), &all()).unwrap();
         assert_eq!(back.len(), 195_000);
@@ -171,7 +174,7 @@ mod tests {
     #[test]
     fn a_query_reads_only_what_it_asks_for() {
         let (batch, _) = batch();
-        let objects = encode(&batch).unwrap();
+        let objects = encode(&batch, None).unwrap();
         let hour_07 = objects[1].bytes.clone();
         let load = Query { metric: Some("node_load1".into()), ..all() };
         assert_eq!(reader::decode_samples(hour_07.clone(), &load).unwrap(), []);
@@ -198,7 +201,7 @@ mod tests {
         let mut batch = Batch::new(BatchId::new(NOW_MS, [1; 10]));
         batch.add_gap(&origin, 5, gap(None, 21, Some(lost)), 11);
         batch.add_gap(&origin, 6, gap(Some("nas"), 4, None), 4);
-        let objects = encode(&batch).unwrap();
+        let objects = encode(&batch, None).unwrap();
         assert_eq!(objects.len(), 1);
         assert!(objects[0].key.starts_with("gaps/date=2026-11-21/"));
         let rows = reader::decode_gaps(objects[0].bytes.clone(), &all()).unwrap();
@@ -214,7 +217,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Settings::default().open(&DataDir::open(dir.path()).unwrap()).unwrap();
         let (batch, rows) = batch();
-        for object in encode(&batch).unwrap() {
+        for object in encode(&batch, None).unwrap() {
             store.put(&object.key, object.bytes).await.unwrap();
         }
         store.put("samples/date=2026-11-21/hour=07/x-0.parquet", Bytes::from_static(b"PAR1 no")).await.unwrap();

@@ -41,20 +41,25 @@ static SCHEMA: LazyLock<Arc<Schema>> = LazyLock::new(|| {
 ///
 /// # Errors
 /// Only where the writer itself fails.
-pub(super) fn encode(batch: &Batch) -> Result<Vec<(Hour, Vec<u8>)>, EncodeError> {
+pub(super) fn encode(batch: &Batch, manifest: &mut Option<String>) -> Result<Vec<(Hour, Vec<u8>)>, EncodeError> {
     let mut rows: Vec<&GapRow> = batch.gaps.iter().collect();
     rows.sort_by_key(|row| {
         (row.hour, &batch.satellites[row.satellite as usize], row.gap.from_ms, row.gap.to_ms, row.epoch, row.seq)
     });
     let properties = sheet::properties(&SORTED_BY).build();
     let objects = rows.chunk_by(|a, b| a.hour == b.hour).map(|rows| {
-        let sheet = sheet(batch, rows, properties.clone())?;
+        let sheet = sheet(batch, rows, properties.clone(), manifest.take())?;
         Ok((rows[0].hour, sheet))
     });
     objects.collect()
 }
 
-fn sheet(batch: &Batch, rows: &[&GapRow], properties: WriterProperties) -> Result<Vec<u8>, EncodeError> {
+fn sheet(
+    batch: &Batch,
+    rows: &[&GapRow],
+    properties: WriterProperties,
+    manifest: Option<String>,
+) -> Result<Vec<u8>, EncodeError> {
     let time = |of: fn(&GapRow) -> i64| -> ArrayRef {
         let times = rows.iter().map(|row| of(row));
         Arc::new(TimestampMillisecondArray::from_iter_values(times).with_timezone("UTC"))
@@ -85,7 +90,7 @@ fn sheet(batch: &Batch, rows: &[&GapRow], properties: WriterProperties) -> Resul
         number(|row| row.gap.lost.map(|lost| lost.first_seq)),
         number(|row| row.gap.lost.map(|lost| lost.last_seq)),
     ];
-    let mut sheet = sheet::writer(Arc::clone(&SCHEMA), properties)?;
+    let mut sheet = sheet::writer(Arc::clone(&SCHEMA), properties, manifest)?;
     sheet.write(&RecordBatch::try_new(Arc::clone(&SCHEMA), columns)?)?;
     Ok(sheet.into_inner()?)
 }

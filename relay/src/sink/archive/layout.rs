@@ -110,6 +110,15 @@ pub fn filed_under(table: Table, key: &str) -> Option<Hour> {
     named.then(|| Hour(date.midnight().assume_utc().unix_timestamp() / 3600 + hour))
 }
 
+/// The batch that a key is of, and which of its objects; `None` where the archive did not write it.
+#[must_use]
+pub fn batch_of(key: &str) -> Option<(&str, usize)> {
+    let name = key.rsplit('/').next()?.strip_suffix(".parquet")?;
+    let (batch, n) = name.split_once('-')?;
+    let named = batch.len() == 26 && batch.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'v').contains(&c));
+    named.then_some((batch, n.parse().ok()?))
+}
+
 /// One commit's name: sorts by when it was opened.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BatchId(String);
@@ -152,6 +161,8 @@ mod tests {
         assert_eq!(key(Table::Gaps, hour, &id, 4), format!("gaps/date=2026-11-21/{id}-4.parquet"));
         assert_eq!(filed_under(Table::Samples, &key(Table::Samples, hour, &id, 0)), Some(hour));
         assert_eq!(filed_under(Table::Gaps, &key(Table::Gaps, hour, &id, 0)), Some(hour.midnight()));
+        assert_eq!(batch_of(&key(Table::Gaps, hour, &id, 4)), Some((id.as_str(), 4)));
+        assert_eq!(batch_of("samples/date=2026-11-21/hour=07/other-1.parquet"), None);
     }
 
     #[test]

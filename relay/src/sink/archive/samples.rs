@@ -65,7 +65,7 @@ fn properties() -> WriterProperties {
 ///
 /// # Errors
 /// Only where the writer itself fails.
-pub(super) fn encode(batch: &Batch) -> Result<Vec<(Hour, Vec<u8>)>, EncodeError> {
+pub(super) fn encode(batch: &Batch, manifest: &mut Option<String>) -> Result<Vec<(Hour, Vec<u8>)>, EncodeError> {
     let epochs: HashMap<u128, String> =
         batch.pieces.iter().map(|piece| (piece.epoch.0, piece.epoch.to_string())).collect();
     let words = Words::of(batch, &epochs);
@@ -78,6 +78,9 @@ pub(super) fn encode(batch: &Batch) -> Result<Vec<(Hour, Vec<u8>)>, EncodeError>
     let mut columns = Columns::default();
     for cells in cells.chunk_by(|a, b| a.hour == b.hour) {
         let mut file = SerializedFileWriter::new(Vec::new(), schema.root_schema_ptr(), Arc::clone(&properties))?;
+        if let Some(manifest) = manifest.take() {
+            file.append_key_value_metadata(sheet::note(manifest));
+        }
         for cells in cells.chunk_by(|a, b| a.rank == b.rank) {
             gather(batch, &words, cells, &mut rows);
             let series = &words.series[cells[0].rank as usize];

@@ -7,8 +7,10 @@ use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
-use parquet::file::metadata::SortingColumn;
+use parquet::file::metadata::{KeyValue, SortingColumn};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
+
+use crate::sink::archive::manifest;
 
 /// Rows in one row group: what a reader decodes at least, and what the writer holds.
 pub(super) const GROUP_ROWS: usize = 128 << 10;
@@ -27,7 +29,20 @@ pub(super) fn properties(sorted_by: &[i32]) -> WriterPropertiesBuilder {
 }
 
 /// Writes one object into memory.
-pub(super) fn writer(schema: Arc<Schema>, properties: WriterProperties) -> Result<ArrowWriter<Vec<u8>>, ParquetError> {
+pub(super) fn writer(
+    schema: Arc<Schema>,
+    properties: WriterProperties,
+    manifest: Option<String>,
+) -> Result<ArrowWriter<Vec<u8>>, ParquetError> {
     let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
-    ArrowWriter::try_new_with_options(Vec::new(), schema, options)
+    let mut writer = ArrowWriter::try_new_with_options(Vec::new(), schema, options)?;
+    if let Some(manifest) = manifest {
+        writer.append_key_value_metadata(note(manifest));
+    }
+    Ok(writer)
+}
+
+/// What a batch holds, as it stands in the footer of its first object.
+pub(super) fn note(manifest: String) -> KeyValue {
+    KeyValue { key: manifest::KEY.to_owned(), value: Some(manifest) }
 }

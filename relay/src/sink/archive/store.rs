@@ -280,6 +280,16 @@ impl Store {
         got.await.map_err(|e| error("get", key, e))
     }
 
+    /// An object's last bytes, at most so many.
+    ///
+    /// # Errors
+    /// What the store said.
+    pub async fn tail(&self, entry: &Entry, bytes_max: u64) -> Result<Bytes, StoreError> {
+        let range = entry.bytes.saturating_sub(bytes_max)..entry.bytes;
+        let got = self.objects.get_range(&Path::from(entry.key.as_str()), range).await;
+        got.map_err(|e| error("get", &entry.key, e))
+    }
+
     /// The objects in a folder and below it.
     ///
     /// # Errors
