@@ -28,6 +28,8 @@ pub enum Peer {
     LoopDevice,
     /// Strace, which makes system calls fail.
     Strace,
+    /// Libfaketime, which turns the wall clock of one program.
+    Faketime,
     /// `ip`: network namespaces.
     Iproute2,
     /// `nft` in a network namespace: packets that are lost. Root, and a kernel that lets it.
@@ -35,7 +37,7 @@ pub enum Peer {
 }
 
 /// All of them.
-pub const ALL: [Peer; 9] = [
+pub const ALL: [Peer; 10] = [
     Peer::Python,
     Peer::S3,
     Peer::NodeExporter,
@@ -43,6 +45,7 @@ pub const ALL: [Peer; 9] = [
     Peer::Microsocks,
     Peer::LoopDevice,
     Peer::Strace,
+    Peer::Faketime,
     Peer::Iproute2,
     Peer::LossyNetwork,
 ];
@@ -58,6 +61,7 @@ impl Peer {
             Self::Microsocks => "microsocks",
             Self::LoopDevice => "e2fsprogs",
             Self::Strace => "strace",
+            Self::Faketime => "faketime",
             Self::Iproute2 => "iproute2",
             Self::LossyNetwork => "nftables",
         }
@@ -81,6 +85,7 @@ impl Peer {
             Self::Tinyproxy => in_path("tinyproxy"),
             Self::Microsocks => in_path("microsocks"),
             Self::LoopDevice => disk::works().then(|| PathBuf::from("/dev/loop-control")),
+            Self::Faketime => library("faketime/libfaketime.so.1"),
             Self::Strace => in_path("strace").filter(|strace| {
                 let traced = Command::new(strace).args(["-f", "-o", "/dev/null", "true"]).output();
                 traced.is_ok_and(|said| said.status.success())
@@ -119,4 +124,10 @@ pub(crate) fn in_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let more = ["/usr/sbin", "/usr/bin", "/usr/local/bin"].map(PathBuf::from);
     std::env::split_paths(&path).chain(more).map(|dir| dir.join(name)).find(|file| file.is_file())
+}
+
+/// A library in one of Debian's folders for them.
+fn library(name: &str) -> Option<PathBuf> {
+    let folders = std::fs::read_dir("/usr/lib").ok()?.flatten();
+    folders.map(|folder| folder.path().join(name)).find(|file| file.is_file())
 }

@@ -26,6 +26,7 @@ pub struct Relay {
     more_settings: String,
     wrapper: Vec<String>,
     process: Option<Process>,
+    environment: Vec<(String, String)>,
     /// The network that it runs in, where that is not this machine's.
     network: Option<Network>,
     /// The line to the web door: enrolment.
@@ -83,6 +84,7 @@ impl Relay {
             more_settings: more_settings.to_owned(),
             wrapper: Vec::new(),
             process: None,
+            environment: Vec::new(),
             network: None,
             web: Link::new()?,
             session: Link::new()?,
@@ -136,6 +138,11 @@ impl Relay {
         self.write_settings()
     }
 
+    /// An environment variable of the serving program from its next start on.
+    pub fn set_environment(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
     fn settings(&self) -> PathBuf {
         self.dir.join("relay.toml")
     }
@@ -171,6 +178,7 @@ impl Relay {
         let alone = || process::command_under(&self.wrapper, program);
         let mut command = self.network.as_ref().map_or_else(alone, |network| network.run(program));
         command.arg("serve").arg("--data-dir").arg(self.data_dir()).arg("--settings").arg(self.settings());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let mut process = Process::start("satellite-relay", &mut command, &self.log())?;
         let found: Addresses = wait::until("the relay's doors", START_WITHIN, || {
             process.check_running()?;
@@ -218,6 +226,16 @@ impl Relay {
         self.lead_nowhere();
         process.check_running()?;
         process.kill()
+    }
+
+    /// It was killed by somebody else, or is about to end of that.
+    ///
+    /// # Errors
+    /// When it has not ended in time.
+    pub fn bury(&mut self) -> Result<()> {
+        let mut process = self.running()?;
+        self.lead_nowhere();
+        process.wait_for_end(STOP_WITHIN).map(drop)
     }
 
     /// Stops it as systemd would.

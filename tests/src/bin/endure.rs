@@ -25,7 +25,7 @@ struct Long {
 }
 
 /// All of them.
-const ALL: [Long; 16] = [
+const ALL: [Long; 18] = [
     Long {
         name: "power",
         test: ("power", "an_acknowledged_record_survives_a_power_cut"),
@@ -121,6 +121,18 @@ const ALL: [Long; 16] = [
         test: ("hostile_device", "devices_that_attack"),
         rounds: 1,
         round: "every attack of a device on its satellite, ten at a time",
+    },
+    Long {
+        name: "steps",
+        test: ("restore", "a_relay_killed_at_any_step_of_a_commit_stores_everything_once"),
+        rounds: 120,
+        round: "a relay killed at one system call of its commits",
+    },
+    Long {
+        name: "crowd",
+        test: ("crowd", "a_crowd_of_satellites_is_back_after_a_restart_of_the_relay"),
+        rounds: 2000,
+        round: "one of the satellites that come back at once",
     },
 ];
 
