@@ -22,7 +22,6 @@ use satellite_shared::id::DeviceName;
 use satellite_shared::wire::block::ClockQuality;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::buffer::{Buffer, Commit, CommitError, Committed, Opened};
 use crate::collector::Readings;
@@ -55,8 +54,8 @@ pub enum What {
     Ended(Ended),
     /// Slots passed without a poll.
     Missed(Vec<Missed>),
-    /// What was said so far is to be made durable now; the token is cancelled when that has been tried.
-    Commit(CancellationToken),
+    /// What was said so far is to be made durable now; whether it is, is said once that has been tried.
+    Commit(watch::Sender<Option<bool>>),
 }
 
 /// A poll that ended.
@@ -105,7 +104,7 @@ pub struct Recorder {
     commit_every: Duration,
     draft: Draft,
     /// Who waits for the next commit.
-    waiting: Vec<CancellationToken>,
+    waiting: Vec<watch::Sender<Option<bool>>>,
     orders: mpsc::Sender<Order>,
     /// When this run began, while the notes of the run before have not been seen.
     notes_missing_since_ms: Option<i64>,
@@ -214,13 +213,15 @@ impl Recorder {
         }
         let quality = self.quality();
         let commit = self.draft.group(last, made, quality);
-        let waiting = std::mem::take(&mut self.waiting);
+        let mut waiting = std::mem::take(&mut self.waiting);
         let mut attempt = 0;
         loop {
             attempt += 1;
             let result = self.commit(commit.clone()).await;
             // Even where it failed: a full disk must not stop the polling.
-            waiting.iter().for_each(CancellationToken::cancel);
+            for durable in waiting.drain(..) {
+                durable.send_replace(Some(result.is_ok()));
+            }
             match result {
                 Ok(committed) => {
                     self.draft.take_losses(committed.losses, self.clock.now());

@@ -24,7 +24,7 @@ use satellite_shared::clock::Clock;
 use satellite_shared::config::{Device, Metric};
 use satellite_shared::gap::Reason;
 use satellite_shared::id::DeviceName;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -122,7 +122,7 @@ pub struct Scheduler {
     polls: FuturesUnordered<Pin<Box<dyn Future<Output = Polled> + Send>>>,
     turns: Arc<Semaphore>,
     /// Set while polls begin whose beginning must be durable before they are sent.
-    hold: Option<CancellationToken>,
+    hold: Option<watch::Receiver<Option<bool>>>,
     next_poll: u64,
     next_line: u64,
 }
@@ -267,8 +267,8 @@ impl Scheduler {
             self.tell(now_ms, What::Missed(missed)).await;
         }
         // A first poll lies on no slot: a start after a crash can't find it by the timetable, so it is noted before.
-        let durable = CancellationToken::new();
-        self.hold = Some(durable.clone());
+        let (durable, hold) = watch::channel(None);
+        self.hold = Some(hold);
         self.on_time().await;
         self.hold = None;
         self.tell(self.now_ms(), What::Commit(durable)).await;
@@ -386,23 +386,33 @@ struct Request {
     limit: Duration,
     readings: Readings,
     collector: Box<dyn Collector>,
-    hold: Option<CancellationToken>,
+    hold: Option<watch::Receiver<Option<bool>>>,
 }
 
 impl Request {
+    /// Whether a start after a crash will know of this poll: by its slot, or since its beginning is durable. One that
+    /// could leave no trace is not made.
+    async fn is_noted(&mut self) -> bool {
+        let Some(hold) = &mut self.hold else { return true };
+        hold.wait_for(Option::is_some).await.is_ok_and(|durable| *durable == Some(true))
+    }
+
     /// The frame around every collector: it bounds the time, and measures.
     async fn run(mut self, clock: &dyn Clock) -> Polled {
-        if let Some(durable) = &self.hold {
-            durable.cancelled().await;
-        }
+        let noted = self.is_noted().await;
         let began = clock.now();
         let poll = self.collector.poll(&self.due.metrics, &mut self.readings);
-        let (result, kept) = match tokio::time::timeout(self.limit, poll).await {
-            Ok(result) => (result, true),
-            Err(_) => {
-                let detail = format!("no answer within {}", humantime::format_duration(self.limit));
-                (Err(Failure::new(Reason::Timeout, detail)), false)
+        let (result, kept) = if noted {
+            match tokio::time::timeout(self.limit, poll).await {
+                Ok(result) => (result, true),
+                Err(_) => {
+                    let detail = format!("no answer within {}", humantime::format_duration(self.limit));
+                    (Err(Failure::new(Reason::Timeout, detail)), false)
+                }
             }
+        } else {
+            drop(poll);
+            (Err(Failure::new(Reason::DiskFull, "not polled: the buffer could not be written")), true)
         };
         let result = match result {
             Ok(()) if self.readings.overflowed() => {
@@ -669,6 +679,7 @@ mod tests {
         steps: mpsc::Receiver<Step>,
         heard: Vec<Step>,
         answer: Arc<Mutex<Result<u32, Failure>>>,
+        disk_works: bool,
         _orders: mpsc::Sender<Order>,
     }
 
@@ -696,14 +707,14 @@ mod tests {
             };
             let upsert = document.devices.into_iter().map(planned).collect();
             scheduler.on_change(upsert, vec![], stopped_since_ms).await;
-            Self { clock, scheduler, steps, heard: vec![], answer, _orders: orders }
+            Self { clock, scheduler, steps, heard: vec![], answer, disk_works: true, _orders: orders }
         }
 
         /// Takes what the recorder would, and commits when it is asked to.
         fn hear(&mut self) {
             while let Ok(step) = self.steps.try_recv() {
                 if let What::Commit(durable) = &step.what {
-                    durable.cancel();
+                    durable.send_replace(Some(self.disk_works));
                 }
                 self.heard.push(step);
             }
@@ -762,6 +773,17 @@ mod tests {
         assert!(matches!(begun.what, What::Begun(_)));
         bench.finish_polls().await;
         assert_eq!(bench.told(), (vec![4], vec![]));
+    }
+
+    #[tokio::test]
+    async fn a_first_poll_that_could_leave_no_trace_is_explained_and_not_sent() {
+        let mut bench = Bench::with(NAS, None).await;
+        bench.disk_works = false;
+        bench.finish_polls().await;
+        assert_eq!(bench.told(), (vec![0], vec![(4, Reason::DiskFull)]));
+        bench.pass(10_000).await;
+        bench.finish_polls().await;
+        assert_eq!(bench.told(), (vec![4], vec![]), "its slots are found by the timetable");
     }
 
     #[tokio::test]
