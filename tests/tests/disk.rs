@@ -592,6 +592,10 @@ fn open_damaged(base: &Base, place: &Path) -> Result<bool> {
         let (before, through) = (given.due.get(&(lost.first_seq - 1)), given.due.get(&lost.last_seq));
         let (Some(before), Some(through)) = (before, through) else { bail!("no such records: {loss:?}") };
         ensure!(lost.due_through == *through && loss.count == through - before, "{before} {through} due: {loss:?}");
+        for frame in given.frames.range(lost.first_seq..=lost.last_seq).map(|(_, frame)| frame) {
+            let made_ms = header(frame)?.made.wall_ms;
+            ensure!(loss.from_ms <= made_ms && made_ms <= loss.to_ms, "made at {made_ms}: {loss:?}");
+        }
     }
     for (epoch, given) in &base.given {
         let mut ranges = covered.remove(epoch).unwrap_or_default();

@@ -41,6 +41,10 @@ pub struct HeldSpan {
     pub last_seq: u64,
     /// Samples due up to it.
     pub due_through: u64,
+    /// When the first block held was made, wall clock.
+    pub from_ms: i64,
+    /// When the last block held was made.
+    pub to_ms: i64,
 }
 
 impl Mark {
@@ -81,10 +85,17 @@ mod tests {
     use super::*;
 
     fn mark() -> Mark {
-        let span =
-            HeldSpan { opening: 3, epoch: Epoch(9), first_seq: 51, due_before: 45, last_seq: 100, due_through: 90 };
-        let older =
-            HeldSpan { opening: 2, epoch: Epoch(8), first_seq: 1, due_before: 0, last_seq: 10, due_through: 10 };
+        let span = HeldSpan {
+            opening: 3,
+            epoch: Epoch(9),
+            first_seq: 51,
+            due_before: 45,
+            last_seq: 100,
+            due_through: 90,
+            from_ms: 7_000,
+            to_ms: 9_000,
+        };
+        let older = HeldSpan { opening: 2, epoch: Epoch(8), first_seq: 1, due_before: 0, last_seq: 10, ..span };
         Mark { opening: 3, wall_ms: 1, held: vec![older, span] }
     }
 

@@ -31,6 +31,8 @@ const WINDOW_BYTES: usize = 1 << 20;
 const SECTOR_BYTES: usize = 4 << 10;
 /// How much is written to the new store at once.
 const BATCH_BYTES: u64 = 256 << 10;
+/// A block holds what was polled before it was made, for as long as the longest interval between two commits.
+const BLOCK_SPANS_MS: i64 = 30_000;
 /// The longest thing that is looked for.
 const LONGEST_BYTES: usize = limits::BLOCK_BYTES_MAX;
 
@@ -189,8 +191,9 @@ impl Finds {
     }
 }
 
-/// The store that these finds amount to. New losses are numbered from `loss_next` on, or higher.
-pub(super) fn plan(finds: &Finds, mark: &Mark, loss_next: u64) -> Rescue {
+/// The store that these finds amount to. New losses are numbered from `loss_next` on, or higher; none is of later than
+/// `now_ms`.
+pub(super) fn plan(finds: &Finds, mark: &Mark, loss_next: u64, now_ms: i64) -> Rescue {
     let (counter, mut head) = finds.head().unwrap_or_default();
     let mut book = Book { counter: counter + 1, losses: finds.losses(&head), ..Book::default() };
     book.notes = finds.notes(&head).unwrap_or_default();
@@ -203,7 +206,7 @@ pub(super) fn plan(finds: &Finds, mark: &Mark, loss_next: u64) -> Rescue {
         let number = opening.descriptor.opening;
         let span = mark.span(opening.descriptor.epoch);
         let tail = (number == head.opening).then_some(&head);
-        for loss in holes(opening, span, tail) {
+        for loss in holes(opening, span, tail, now_ms) {
             book.losses.insert(book.head.loss_next, loss);
             book.head.loss_next += 1;
         }
@@ -217,9 +220,7 @@ pub(super) fn plan(finds: &Finds, mark: &Mark, loss_next: u64) -> Rescue {
     }
     let unfound = |span: &&HeldSpan| openings.iter().all(|opening| opening.descriptor.epoch != span.epoch);
     for span in mark.held.iter().filter(unfound) {
-        let mark_ms = mark.wall_ms;
-        let edge = Edge { seq: span.first_seq - 1, due: span.due_before, ms: mark_ms };
-        let loss = edge.loss(span.epoch, Edge { seq: span.last_seq, due: span.due_through, ms: mark_ms });
+        let loss = Edge::before(span).loss(span.epoch, Edge::end_of(span));
         book.losses.insert(book.head.loss_next, loss);
         book.head.loss_next += 1;
     }
@@ -279,6 +280,16 @@ struct Edge {
 }
 
 impl Edge {
+    /// Where what was held begins.
+    fn before(span: &HeldSpan) -> Self {
+        Self { seq: span.first_seq - 1, due: span.due_before, ms: span.from_ms.saturating_sub(BLOCK_SPANS_MS) }
+    }
+
+    /// Where what was held ends.
+    fn end_of(span: &HeldSpan) -> Self {
+        Self { seq: span.last_seq, due: span.due_through, ms: span.to_ms }
+    }
+
     /// What lies behind this edge up to another.
     fn loss(self, epoch: Epoch, to: Self) -> Loss {
         Loss {
@@ -293,10 +304,9 @@ impl Edge {
 
 /// What is missing of an opening: between its blocks; before and behind them only what the mark or the head say was
 /// there, since all else was acknowledged.
-fn holes(opening: &Rescued, span: Option<&HeldSpan>, head: Option<&Head>) -> Vec<Loss> {
+fn holes(opening: &Rescued, span: Option<&HeldSpan>, head: Option<&Head>, now_ms: i64) -> Vec<Loss> {
     let epoch = opening.descriptor.epoch;
-    let first_ms = opening.blocks.first().map_or(opening.descriptor.opened_ms, |found| found.header.made.wall_ms);
-    let mut edge = span.map(|span| Edge { seq: span.first_seq - 1, due: span.due_before, ms: first_ms });
+    let mut edge = span.map(Edge::before);
     let mut losses = Vec::new();
     for Found { header, .. } in &opening.blocks {
         let ms = header.made.wall_ms;
@@ -308,9 +318,11 @@ fn holes(opening: &Rescued, span: Option<&HeldSpan>, head: Option<&Head>) -> Vec
         }
     }
     let Some(edge) = edge else { return losses };
-    let ends = [span.map(|span| (span.last_seq, span.due_through)), head.map(|head| (head.last_seq, head.due_through))];
-    if let Some((seq, due)) = ends.into_iter().flatten().max().filter(|(seq, _)| *seq > edge.seq) {
-        losses.push(edge.loss(epoch, Edge { seq, due, ms: edge.ms }));
+    // The head does not say when: at any time until now.
+    let of_head = head.map(|head| Edge { seq: head.last_seq, due: head.due_through, ms: now_ms });
+    let ends = [of_head, span.map(Edge::end_of)];
+    if let Some(end) = ends.into_iter().flatten().max_by_key(|end| end.seq).filter(|end| end.seq > edge.seq) {
+        losses.push(edge.loss(epoch, end));
     }
     losses
 }

@@ -148,7 +148,7 @@ impl Keeper {
             opened => opened?,
         };
         let finds = salvage::scan(&file)?;
-        let mut rescue = salvage::plan(&finds, mark, self.stock.book.head.loss_next);
+        let mut rescue = salvage::plan(&finds, mark, self.stock.book.head.loss_next, self.clock.now().wall_ms);
         let staged = BlockStore::open(&directory.stage()?)?;
         let written = salvage::write(&mut rescue, &file, &staged);
         staged.discard();
