@@ -41,7 +41,7 @@ pub struct HeldSpan {
     pub last_seq: u64,
     /// Samples due up to it.
     pub due_through: u64,
-    /// When the first block held was made, wall clock.
+    /// Since when what is held was polled at the earliest, wall clock.
     pub from_ms: i64,
     /// When the last block held was made.
     pub to_ms: i64,

@@ -31,8 +31,6 @@ const WINDOW_BYTES: usize = 1 << 20;
 const SECTOR_BYTES: usize = 4 << 10;
 /// How much is written to the new store at once.
 const BATCH_BYTES: u64 = 256 << 10;
-/// A block holds what was polled before it was made, for as long as the longest interval between two commits.
-const BLOCK_SPANS_MS: i64 = 30_000;
 /// The longest thing that is looked for.
 const LONGEST_BYTES: usize = limits::BLOCK_BYTES_MAX;
 
@@ -282,7 +280,7 @@ struct Edge {
 impl Edge {
     /// Where what was held begins.
     fn before(span: &HeldSpan) -> Self {
-        Self { seq: span.first_seq - 1, due: span.due_before, ms: span.from_ms.saturating_sub(BLOCK_SPANS_MS) }
+        Self { seq: span.first_seq - 1, due: span.due_before, ms: span.from_ms }
     }
 
     /// Where what was held ends.

@@ -577,7 +577,8 @@ fn spans<S: Values>(store: &S, book: &Book) -> Result<Vec<HeldSpan>, StoreError>
             due_before: first.due_before,
             last_seq: last.last_seq(),
             due_through: last.due_through(),
-            from_ms: first.made.wall_ms,
+            // A merged block says when its newest part was made, and its oldest may be much older.
+            from_ms: held.descriptor.opened_ms,
             to_ms: last.made.wall_ms,
         });
     }
