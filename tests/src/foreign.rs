@@ -116,7 +116,7 @@ fn sound(ranges: &Ranges) {
     let all = ranges.as_slice();
     assert!(all.iter().all(|(first, last)| first <= last), "{all:?}");
     assert!(all.windows(2).all(|pair| pair[0].1 < pair[1].0.saturating_sub(1)), "{all:?}");
-    assert!(ranges.len() > 0 || ranges.is_empty());
+    assert_eq!(ranges.is_empty(), all.is_empty());
     assert!(all.iter().all(|(first, last)| ranges.overlap(*first, *last) == Overlap::Whole));
     assert_eq!(ranges.overlap(0, u64::MAX) == Overlap::None, all.is_empty());
 }
