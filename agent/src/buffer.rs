@@ -183,6 +183,8 @@ pub enum Health {
 pub struct BufferState {
     /// The newest committed block of this opening; sequence 0 before the first.
     pub last: Place,
+    /// How often this program has opened the store: after each time, what was forgotten may be back.
+    pub store_opened: u64,
     /// This opening's epoch.
     pub epoch: Epoch,
     /// The last committed record number of this epoch.
@@ -335,7 +337,7 @@ impl Buffer {
     }
 
     /// Deletes the blocks that lie wholly in these ranges: the relay has committed them. Durable with the next
-    /// commit; what comes back after a crash is sent again and dropped by the relay.
+    /// commit; what comes back when the store is opened again is sent again and dropped by the relay.
     ///
     /// # Errors
     /// Says why nothing can be deleted now.

@@ -39,7 +39,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 
-use crate::buffer::{Buffer, BufferState};
+use crate::buffer::{Buffer, BufferState, Place};
 use crate::credential::enrolment::{self, EnrolmentError};
 use crate::credential::key::Key;
 use crate::credential::keystore::{Identity, Keystore, Pending, Stored, Version};
@@ -308,8 +308,9 @@ impl Uplink {
     fn on_dialed(&mut self, result: Result<Socket, DialError>) {
         match result {
             Ok(socket) => {
-                let newest = self.buffer_state.borrow_and_update().last;
-                let link = Link::new(self.now(), newest, self.last_status.clone());
+                let (newest, opened) = self.buffered();
+                let mut link = Link::new(self.now(), newest, self.last_status.clone());
+                link.on_store(opened);
                 self.phase = Phase::Connected(Box::new(Session::new(link, socket, self.parts.buffer.clone())));
             }
             Err(error) => {
@@ -367,7 +368,7 @@ impl Uplink {
             ),
             Done::Compared(Err(error)) => tracing::warn!(%error, "what the relay stores can't be compared now"),
             Done::Forgot(Err(error)) => {
-                tracing::warn!(%error, "acknowledged blocks could not be deleted: the relay will drop them when they are sent again");
+                tracing::warn!(%error, "acknowledged blocks could not be deleted: they are sent again when the store is open again, and the relay drops them");
             }
             Done::Blocks(way, below, blocks) => session.link.on_blocks(way, below, blocks),
             Done::Series(opening, frames, newest) => session.link.on_series(opening, frames, newest),
@@ -384,10 +385,17 @@ impl Uplink {
         self.stopped = self.stop_ms.is_some();
     }
 
+    /// The newest block, and how often the store was opened.
+    fn buffered(&mut self) -> (Place, u64) {
+        let state = self.buffer_state.borrow_and_update();
+        (state.last, state.store_opened)
+    }
+
     fn on_buffer(&mut self) {
-        let newest = self.buffer_state.borrow_and_update().last;
+        let (newest, opened) = self.buffered();
         if let Phase::Connected(session) = &mut self.phase {
             session.link.on_buffer(newest);
+            session.link.on_store(opened);
         }
         self.fill();
     }

@@ -66,6 +66,7 @@ pub(super) struct Keeper {
     clock: Arc<dyn Clock>,
     directory: Option<Directory>,
     store: Option<BlockStore>,
+    opened: u64,
     stock: Stock,
     mark: Option<Mark>,
     marked_mono_ms: u64,
@@ -102,6 +103,7 @@ impl Keeper {
             clock,
             directory: None,
             store: None,
+            opened: 0,
             stock: Stock::new(epoch, boot_id.trim().chars().take(64).collect(), now.wall_ms),
             mark: None,
             marked_mono_ms: now.mono_ms,
@@ -294,6 +296,7 @@ impl Keeper {
         let held = |number: fn(&Held) -> u64| book.openings.values().map(number).fold(0, u64::saturating_add);
         self.state.send_replace(BufferState {
             last: self.stock.last,
+            store_opened: self.opened,
             epoch: self.stock.descriptor.epoch,
             last_seq: book.head.last_seq,
             due: book.head.due_through,
@@ -315,6 +318,7 @@ impl Keeper {
 fn empty_state(epoch: Epoch) -> BufferState {
     BufferState {
         last: Place::default(),
+        store_opened: 0,
         epoch,
         last_seq: 0,
         due: 0,

@@ -58,6 +58,12 @@ impl InFlight {
         }
     }
 
+    /// Whether this block is under way.
+    #[must_use]
+    pub fn has(&self, epoch: Epoch, first_seq: u64) -> bool {
+        self.sent.contains_key(&(epoch, first_seq))
+    }
+
     /// The relay committed these: the records of blocks that are no longer under way.
     pub fn acknowledge(&mut self, now_ms: u64, epoch: Epoch, ranges: &Ranges) -> Ranges {
         self.progress_ms = now_ms;

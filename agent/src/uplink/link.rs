@@ -183,6 +183,11 @@ pub struct Link {
     heartbeat_ms: u64,
     window: InFlight,
     newest: Place,
+    /// How often the store had been opened when this was said last.
+    store_opened: Option<u64>,
+    /// The backlog is to begin anew, once what is being read has come.
+    rewind: bool,
+    reading: bool,
     stored: HashMap<Epoch, Ranges>,
     strict: bool,
     backlog: Lane,
@@ -220,6 +225,9 @@ impl Link {
             heartbeat_ms: now_ms,
             window: InFlight::default(),
             newest,
+            store_opened: None,
+            rewind: false,
+            reading: false,
             stored: HashMap::new(),
             strict: false,
             backlog: Lane::new(Place::default(), border),
@@ -274,6 +282,24 @@ impl Link {
         self.newest = self.newest.max(newest);
     }
 
+    /// The store was opened so often. Where that is news, it may hold again what was acknowledged and deleted: all of it
+    /// up to the live lane is read once more, and what is there is sent, for the relay to acknowledge again.
+    pub fn on_store(&mut self, opened: u64) {
+        self.rewind |= self.store_opened.replace(opened).is_some_and(|before| before != opened);
+        self.rewind_if_asked();
+    }
+
+    fn rewind_if_asked(&mut self) {
+        if !self.rewind || self.reading {
+            return;
+        }
+        self.rewind = false;
+        self.stored.clear();
+        self.live.next = self.live.queue.front().map_or(self.live.next, |block| block.place);
+        self.live.queue.clear();
+        self.backlog = Lane { bytes: self.backlog.bytes, ..Lane::new(Place::default(), self.live.next) };
+    }
+
     /// Somebody wants the configuration anew: AUTHENTICATE in a live session asks for it.
     #[must_use]
     pub fn refresh(&self) -> Option<Effect> {
@@ -283,8 +309,12 @@ impl Link {
     /// The buffer can't be read now.
     pub fn on_read_failed(&mut self, now: Now, read: Read) {
         self.pause_ms = now.mono_ms + READ_PAUSE_MS;
-        if let Read::Blocks { way: Way::Again, from, .. } = read {
-            self.retries.insert(from, self.pause_ms);
+        if let Read::Blocks { way, from, .. } = read {
+            if way == Way::Again {
+                self.retries.insert(from, self.pause_ms);
+            }
+            self.reading = false;
+            self.rewind_if_asked();
         }
     }
 
@@ -419,7 +449,9 @@ impl Link {
             let Some(head) = self.queue(way).front() else { return self.read(way, now.mono_ms) };
             let (place, bytes) = (head.place, head.frame.len() as u64);
             // What is damaged the buffer reports; here it is only left out.
-            let header = block::header(&head.frame).ok().filter(|header| !self.is_stored(header));
+            let header = block::header(&head.frame).ok();
+            let waits = way != Way::Again && self.retries.contains_key(&place);
+            let header = header.filter(|header| !waits && !self.is_settled(header));
             let Some(header) = header else {
                 self.queue(way).pop_front();
                 continue;
@@ -449,6 +481,8 @@ impl Link {
                 lane.queue.extend(blocks);
             }
         }
+        self.reading = false;
+        self.rewind_if_asked();
     }
 
     /// The series frames of an opening were read; `newest` is the last block that was committed before the reading.
@@ -588,7 +622,11 @@ impl Link {
         stuck.then(|| Closing::lost("the relay did not acknowledge what was sent within 30 s"))
     }
 
-    fn is_stored(&self, header: &block::Header) -> bool {
+    /// Whether it is under way, or the relay has said at the start that it has it.
+    fn is_settled(&self, header: &block::Header) -> bool {
+        if self.window.has(header.epoch, header.first_seq) {
+            return true;
+        }
         let known = self.stored.get(&header.epoch);
         known.is_some_and(|known| known.overlap(header.first_seq, header.last_seq()) == Overlap::Whole)
     }
@@ -645,6 +683,7 @@ impl Link {
         if from >= below {
             return Next::Idle;
         }
+        self.reading = true;
         Next::Read(Read::Blocks { way, from, below, bytes_max: READ_BYTES })
     }
 }
@@ -973,6 +1012,28 @@ mod tests {
         link.on_read_failed(at(0), read);
         assert_eq!(link.next(at(4_999)), Next::Idle);
         assert_eq!(blocks(&shelf.pull(&mut link, at(5_000), 99)), [1]);
+    }
+
+    #[test]
+    fn what_comes_back_when_the_store_is_opened_again_is_sent_again_in_the_same_session() {
+        let mut shelf = Shelf::default();
+        shelf.commit(1, 3);
+        let (mut link, _) = open(&shelf, vec![], CREDIT);
+        link.on_store(1);
+        assert_eq!(blocks(&shelf.pull(&mut link, at(0), 99)), [1, 4, 7]);
+        link.on_event(at(1), ack(1, &[(1, 6)]));
+        shelf.commit(1, 1);
+        link.on_buffer(shelf.newest);
+        assert_eq!(blocks(&shelf.pull(&mut link, at(1), 99)), [10]);
+        link.on_store(1);
+        assert!(shelf.pull(&mut link, at(2), 99).is_empty());
+        link.on_store(2);
+        assert!(!link.is_drained());
+        // The first two are back; the others are under way.
+        assert_eq!(blocks(&shelf.pull(&mut link, at(2), 99)), [1, 4]);
+        let effects = link.on_event(at(3), ack(1, &[(1, 12)]));
+        assert_eq!(effects, [Effect::Forget(epoch_of(1), [(1, 12)].into_iter().collect())]);
+        assert!(link.is_drained());
     }
 
     #[test]

@@ -78,6 +78,7 @@ impl Keeper {
             return Err(Refusal::Later(error.to_string()));
         }
         self.store = Some(store);
+        self.opened += 1;
         if let Ok(room) = Room::at(&self.settings.dir) {
             let floor = room.floor(self.settings.free_min_bytes, self.settings.free_min_percent);
             Ballast::of(&self.settings.dir).make(room, floor);
