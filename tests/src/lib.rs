@@ -53,3 +53,5 @@ pub mod disk;
 pub mod rounds;
 
 pub mod load;
+
+pub mod simulation;
