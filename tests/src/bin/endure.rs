@@ -25,7 +25,7 @@ struct Long {
 }
 
 /// All of them.
-const ALL: [Long; 18] = [
+const ALL: [Long; 19] = [
     Long {
         name: "power",
         test: ("power", "an_acknowledged_record_survives_a_power_cut"),
@@ -133,6 +133,12 @@ const ALL: [Long; 18] = [
         test: ("crowd", "a_crowd_of_satellites_is_back_after_a_restart_of_the_relay"),
         rounds: 2000,
         round: "one of the satellites that come back at once",
+    },
+    Long {
+        name: "simulation",
+        test: ("simulation", "every_sample_is_stored_once_or_explained_once"),
+        rounds: 1_000_000,
+        round: "a minute of both ends in one thread, with simulated clock, network and disks that fail",
     },
 ];
 
