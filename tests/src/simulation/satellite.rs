@@ -545,12 +545,14 @@ impl Satellite {
         let Stance::Connected(session) = &mut running.link else { return };
         let Some(store) = &running.store else { return session.link.on_read_failed(now, read) };
         let answer = match read {
-            Read::Blocks { way, from, below, bytes_max } => Stock::read(store, from, below, bytes_max).map(|blocks| {
-                let again = way == Way::Again || !kept;
-                let fresh = |block: &StoredBlock| again || !self.sent.contains(&identity(&block.frame));
-                session.link.on_blocks(way, below, blocks.into_iter().filter(fresh).collect());
-            }),
-            Read::Series { opening } => Stock::series(store, opening).map(|frames| {
+            Read::Blocks { way, from, below, bytes_max } => {
+                running.stock.read(store, from, below, bytes_max).map(|blocks| {
+                    let again = way == Way::Again || !kept;
+                    let fresh = |block: &StoredBlock| again || !self.sent.contains(&identity(&block.frame));
+                    session.link.on_blocks(way, below, blocks.into_iter().filter(fresh).collect());
+                })
+            }
+            Read::Series { opening } => running.stock.series(store, opening).map(|frames| {
                 session.link.on_series(opening, frames, running.stock.last());
             }),
         };
@@ -715,7 +717,7 @@ impl Satellite {
         let Some(running) = &mut self.running else { return };
         let Some(store) = &running.store else { return };
         let newest = Place { opening: u32::MAX, seq: u64::MAX };
-        let held = Stock::read(store, Place::default(), newest, usize::MAX).unwrap_or_default();
+        let held = running.stock.read(store, Place::default(), newest, usize::MAX).unwrap_or_default();
         let sent = held.iter().find(|block| self.sent.contains(&identity(&block.frame)));
         let Some(Ok((_, Body::Samples(groups)))) = sent.map(|block| Decoder::default().decode(&block.frame)) else {
             return;
