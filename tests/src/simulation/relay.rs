@@ -398,8 +398,8 @@ impl Relay {
         for stream in &authenticate.streams {
             let key = (session.id.clone(), stream.epoch);
             let row = self.storage.stream(out.now_ms, &key).map_err(|Failed| unavailable())?;
-            let ranges = row.map(|tally| tally.watermark.ranges());
-            stored.extend(ranges.map(|ranges| StoredRanges { epoch: stream.epoch, ranges }));
+            let ranges = row.map(|tally| tally.watermark.ranges()).unwrap_or_default();
+            stored.push(StoredRanges { epoch: stream.epoch, ranges });
         }
         let (satellite, id) = (session.satellite, session.id.clone());
         out.say(|| format!("the relay lets satellite {satellite} in over connection {number}; stored: {stored:?}"));

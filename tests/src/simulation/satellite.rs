@@ -506,8 +506,8 @@ impl Satellite {
         let Some(job) = session.jobs.pop_front() else { return };
         match job {
             Job::Streams(protocol) => {
-                let streams = running.store.as_ref().and_then(|store| running.stock.streams(store).ok());
-                let streams = streams.unwrap_or_default().into_iter().map(|held| held.stream).collect();
+                let held = running.store.as_ref().and_then(|store| running.stock.streams(store).ok());
+                let streams = running.stock.numbered(held.unwrap_or_default());
                 let event = ToRelay::Authenticate(Authenticate {
                     protocol,
                     lease: LeaseId::from_bits([1; 10]),
@@ -521,6 +521,17 @@ impl Satellite {
                     streams,
                 });
                 self.say(&event, out);
+            }
+            Job::Compare(satellite, stored) => {
+                let now_ms = self.watch.now().wall_ms;
+                let Some(store) = &running.store else { return };
+                match running.stock.compare(store, &satellite, &stored, now_ms) {
+                    Ok(0) => {}
+                    Ok(records) => {
+                        out.say(|| format!("satellite {}: the relay has lost {records} records", self.index))
+                    }
+                    Err(error) => self.fail(&error, out),
+                }
             }
             Job::Forget(epoch, ranges) => self.forget(epoch, &ranges, out),
             Job::Read(read) => {
@@ -591,10 +602,13 @@ impl Satellite {
     fn apply(&mut self, effects: Vec<Effect>, out: &mut Outside) {
         for effect in effects {
             match effect {
-                Effect::Opened(_) => {
+                Effect::Opened(welcome) => {
                     let now_ms = out.now_ms;
                     let Some(Running { link: Stance::Connected(session), .. }) = &mut self.running else { continue };
-                    session.since_ms.get_or_insert(now_ms);
+                    if session.since_ms.is_none() {
+                        session.since_ms = Some(now_ms);
+                        session.jobs.push_back(Job::Compare(welcome.satellite.clone(), welcome.stored.clone()));
+                    }
                 }
                 Effect::Authenticate(protocol) => self.ask(Job::Streams(protocol)),
                 Effect::Forget(epoch, ranges) => self.ask(Job::Forget(epoch, ranges)),

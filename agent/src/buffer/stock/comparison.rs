@@ -14,7 +14,8 @@ const BLOCKS_MAX: u64 = 2_000;
 
 impl Stock {
     /// What is held, oldest first, then what was, newest first.
-    pub(in crate::buffer) fn numbered(&self, held: Vec<HeldStream>) -> Vec<Stream> {
+    #[must_use]
+    pub fn numbered(&self, held: Vec<HeldStream>) -> Vec<Stream> {
         let mut streams: Vec<Stream> = held.into_iter().map(|held| held.stream).collect();
         for past in self.book.pasts().into_values().rev() {
             if streams.iter().all(|stream| stream.epoch != past.epoch) {
@@ -27,7 +28,10 @@ impl Stock {
     }
 
     /// Takes what the relay acknowledged and does not have any more for lost; how many records that is.
-    pub(in crate::buffer) fn compare<S: Values>(
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn compare<S: Values>(
         &mut self,
         store: &S,
         satellite: &SatelliteId,
