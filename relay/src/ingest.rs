@@ -41,7 +41,7 @@ pub use tally::Tally;
 
 use crate::data_dir::{DataDir, DataDirError};
 use crate::ingest::intake::{Bounds, Filling, Intake};
-use crate::registry::{Registry, RegistryError, random};
+use crate::registry::{Intent, Registry, RegistryError, random};
 use crate::sink::archive::Store;
 use crate::sink::archive::layout::BatchId;
 
@@ -356,8 +356,8 @@ impl Committer {
     }
 }
 
-/// The keys to sweep; `None` when the relay is to stop and storage does not answer.
-async fn resolve(parts: &Parts, shutdown: &CancellationToken) -> Option<Vec<String>> {
+/// The batches to sweep; `None` when the relay is to stop and storage does not answer.
+async fn resolve(parts: &Parts, shutdown: &CancellationToken) -> Option<Vec<Intent>> {
     let resolve = recovery::resolve(parts);
     tokio::pin!(resolve);
     tokio::select! {

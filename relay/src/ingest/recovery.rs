@@ -5,22 +5,21 @@
 //! acknowledged, so the satellites send it again. Frames that were set aside with the batch come again either way.
 //!
 //! A put of the dead relay may still be on its way when its object is asked for, and land after the batch was
-//! abandoned. So the keys of abandoned batches are deleted again after one and after ten minutes; until then a reader
-//! may see such rows twice. A local folder has no such puts.
+//! abandoned. So the keys of abandoned batches are deleted again after one and after ten minutes, and only then is the
+//! batch done with; until then a reader may see such rows twice. A local folder has no such puts. How long ago it was
+//! abandoned does not count: a wall clock that was set meanwhile would say anything.
 
 use std::time::Duration;
 
 use crate::ingest::Parts;
 use crate::ingest::commit::persist;
 use crate::ingest::restore;
-use crate::registry::RegistryError;
 use crate::registry::batches::ObjectSize;
+use crate::registry::{Intent, RegistryError};
 use crate::sink::archive::StoreError;
 
 /// When the keys of abandoned batches are deleted again.
 pub(super) const SWEEPS: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(600)];
-/// Batches abandoned so long ago are not swept by the next start of the relay.
-const SWEPT_MS: i64 = 15 * 60_000;
 
 /// What is done about an unfinished batch, one step after the other. Pure.
 #[derive(Debug)]
@@ -92,8 +91,8 @@ impl<'a> Resolution<'a> {
     }
 }
 
-/// Resolves every intent, however long storage and registry take to answer; gives the keys to sweep.
-pub(super) async fn resolve(parts: &Parts) -> Vec<String> {
+/// Resolves every intent, however long storage and registry take to answer; gives the batches to sweep.
+pub(super) async fn resolve(parts: &Parts) -> Vec<Intent> {
     restore::resolve(parts).await;
     let passing = |error: RegistryError| (error, true);
     let unfinished =
@@ -132,24 +131,27 @@ pub(super) async fn resolve(parts: &Parts) -> Vec<String> {
             resolution.on_done();
         }
     }
-    let since_ms = parts.clock.now().wall_ms.saturating_sub(SWEPT_MS);
-    let abandoned = forever("ask for abandoned batches", || async {
-        parts.registry.abandoned_since(since_ms).await.map_err(passing)
-    })
-    .await;
-    abandoned.into_iter().flat_map(|intent| intent.content.objects).map(|object| object.key).collect()
+    forever("ask for abandoned batches", || async { parts.registry.abandoned().await.map_err(passing) }).await
 }
 
-/// Deletes what a put may have left under keys of abandoned batches, and ends.
-pub(super) async fn sweep(parts: Parts, keys: Vec<String>, times: [Duration; 2]) {
-    if keys.is_empty() {
+/// Deletes what a put may have left under keys of abandoned batches, notes that, and ends.
+pub(super) async fn sweep(parts: Parts, abandoned: Vec<Intent>, times: [Duration; 2]) {
+    if abandoned.is_empty() {
         return;
     }
     let mut slept = Duration::ZERO;
     for after in times {
         tokio::time::sleep(after.saturating_sub(slept)).await;
         slept = after;
-        delete(&parts, keys.iter().map(String::as_str)).await;
+        for intent in &abandoned {
+            delete(&parts, intent.content.objects.iter().map(|object| object.key.as_str())).await;
+        }
+    }
+    for intent in &abandoned {
+        forever("note that a batch is swept", || async {
+            parts.registry.note_swept(&intent.id).await.map_err(|error: RegistryError| (error, true))
+        })
+        .await;
     }
 }
 

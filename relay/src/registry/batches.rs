@@ -2,7 +2,8 @@
 //!
 //! A batch is written down as an intent before its first object is put, with the objects' keys and lengths and with
 //! what they hold. It ends as `done`, in the one transaction that also adds what it holds to the streams, or as
-//! `abandoned`, after its objects were deleted. Ended batches are kept for a week, for whoever looks for a cause.
+//! `abandoned`, after its objects were deleted; `swept`, when no put that is late can land any more.
+//! What is done or swept is kept for a week, for whoever looks for a cause.
 
 use satellite_shared::id::{Epoch, SatelliteId};
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use super::dead_letters::{self, DeadLetter};
 use super::{Registry, RegistryError, streams};
 use crate::ingest::Tally;
 
-/// How long ended batches are kept.
+/// How long batches that are done or swept are kept.
 const KEPT_MS: i64 = 7 * 24 * 3_600_000;
 
 /// What is about to be put into storage.
@@ -97,7 +98,7 @@ impl Registry {
             }
         }
         dead_letters::prune(&mut transaction, letters).await?;
-        sqlx::query("DELETE FROM batches WHERE state <> 'intent' AND finished_at_ms < $1")
+        sqlx::query("DELETE FROM batches WHERE state IN ('done', 'swept') AND finished_at_ms < $1")
             .bind(now_ms.saturating_sub(KEPT_MS))
             .execute(&mut *transaction)
             .await?;
@@ -125,16 +126,23 @@ impl Registry {
         intents(rows.fetch_all(self.pool()).await?)
     }
 
-    /// The batches that were abandoned since then, oldest first.
+    /// The batches that were abandoned and are not swept, oldest first.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn abandoned_since(&self, since_ms: i64) -> Result<Vec<Intent>, RegistryError> {
-        let rows = sqlx::query(
-            "SELECT id, content FROM batches WHERE state = 'abandoned' AND finished_at_ms >= $1 ORDER BY id",
-        )
-        .bind(since_ms);
+    pub async fn abandoned(&self) -> Result<Vec<Intent>, RegistryError> {
+        let rows = sqlx::query("SELECT id, content FROM batches WHERE state = 'abandoned' ORDER BY id");
         intents(rows.fetch_all(self.pool()).await?)
+    }
+
+    /// Notes that nothing of an abandoned batch can land any more. Saying it again changes nothing.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn note_swept(&self, id: &str) -> Result<(), RegistryError> {
+        let swept = sqlx::query("UPDATE batches SET state = 'swept' WHERE id = $1 AND state = 'abandoned'");
+        swept.bind(id).execute(self.pool()).await?;
+        Ok(())
     }
 }
 
@@ -238,20 +246,24 @@ mod tests {
         assert!(refused.contains("b1 is abandoned"), "{refused}");
         assert!(registry.finish(Some(&intent("b9", 1, 1)), &[], NOW_MS).await.is_err());
         assert_eq!(registry.stream(&satellite(), Epoch(7)).await.unwrap(), None);
-        assert_eq!(registry.abandoned_since(NOW_MS).await.unwrap(), [one]);
-        assert_eq!(registry.abandoned_since(NOW_MS + 1).await.unwrap(), []);
+        assert_eq!(registry.abandoned().await.unwrap(), std::slice::from_ref(&one));
+        registry.note_swept("b1").await.unwrap();
+        assert!(registry.finish(Some(&one), &[], NOW_MS).await.is_err(), "it stays given up");
+        assert_eq!(registry.abandoned().await.unwrap(), []);
     }
 
     #[tokio::test]
-    async fn ended_batches_are_forgotten_after_a_week_and_unfinished_ones_never() {
+    async fn what_is_done_is_forgotten_after_a_week_and_other_batches_are_not() {
         let dir = tempfile::tempdir().unwrap();
         let registry = Registry::open(dir.path()).await.unwrap();
         registry.intend(&intent("b1", 1, 1), 0).await.unwrap();
         registry.intend(&intent("b2", 2, 2), 0).await.unwrap();
+        registry.intend(&intent("b3", 3, 3), 0).await.unwrap();
+        registry.finish(Some(&intent("b3", 3, 3)), &[], 0).await.unwrap();
         registry.abandon("b1", 0).await.unwrap();
         registry.finish(None, &[letter(5, 0)], KEPT_MS + 1).await.unwrap();
-        assert_eq!(registry.abandoned_since(0).await.unwrap(), []);
-        assert_eq!(registry.unfinished().await.unwrap().len(), 1);
+        assert_eq!((registry.abandoned().await.unwrap().len(), registry.unfinished().await.unwrap().len()), (1, 1));
+        assert!(registry.finish(Some(&intent("b3", 3, 3)), &[], 0).await.is_err(), "nobody knows it any more");
     }
 
     #[tokio::test]

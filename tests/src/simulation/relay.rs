@@ -33,8 +33,6 @@ use super::world::Outside;
 const INBOX_MAX: usize = 6;
 /// When the keys of abandoned batches are deleted again, after the start.
 const SWEEPS_MS: [u64; 2] = [60_000, 600_000];
-/// Batches abandoned so long ago are not swept by the next start.
-const SWEPT_MS: i64 = 15 * 60_000;
 
 /// What the relay can do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +82,7 @@ pub struct Running {
     sessions: BTreeMap<u64, Session>,
     places: BTreeMap<usize, u64>,
     unresolved: Option<Unresolved>,
-    sweep: (Vec<String>, VecDeque<u64>),
+    sweep: (Vec<Intent>, VecDeque<u64>),
     inbox: VecDeque<Block>,
     held: Option<Block>,
     /// The held block waits for another batch, not for the registry.
@@ -449,11 +447,10 @@ impl Relay {
                     }
                     return;
                 }
-                let since_ms = self.watch.now().wall_ms.saturating_sub(SWEPT_MS);
-                let Ok(keys) = self.storage.abandoned_since(out.now_ms, since_ms) else { return };
-                let swept = !keys.is_empty() && out.faults.sabotage != Sabotage::NotSwept;
+                let Ok(abandoned) = self.storage.abandoned(out.now_ms) else { return };
+                let swept = !abandoned.is_empty() && out.faults.sabotage != Sabotage::NotSwept;
                 let times = SWEEPS_MS.iter().filter(|_| swept).map(|after_ms| out.now_ms + after_ms);
-                running.sweep = (keys, times.collect());
+                running.sweep = (abandoned, times.collect());
                 running.unresolved = None;
                 running.retry_ms = 0;
             }
@@ -462,7 +459,7 @@ impl Relay {
     }
 
     fn resolve_one(&mut self, intent: &Intent, out: &mut Outside) -> Result<(), Failed> {
-        let (now_ms, wall_ms) = (out.now_ms, self.watch.now().wall_ms);
+        let now_ms = out.now_ms;
         let mut resolution = Resolution::new(&intent.content.objects);
         if out.faults.sabotage == Sabotage::IntentUnasked {
             resolution = Resolution::new(&[]);
@@ -475,8 +472,8 @@ impl Relay {
                     continue;
                 }
                 Recovery::Delete(key) => self.storage.delete(now_ms, key).map(|()| true)?,
-                Recovery::Finish => self.storage.finish(now_ms, wall_ms, Some(intent), &[])?,
-                Recovery::Abandon => self.storage.abandon(now_ms, wall_ms, &intent.id)?,
+                Recovery::Finish => self.storage.finish(now_ms, Some(intent), &[])?,
+                Recovery::Abandon => self.storage.abandon(now_ms, &intent.id)?,
             };
             out.say(|| format!("the relay resolves batch {}: {step:?}", intent.id));
             if !agreed {
@@ -545,7 +542,7 @@ impl Relay {
 
     /// One step of a commit; one put, where there are several.
     fn fly(&mut self, out: &mut Outside) {
-        let (now_ms, wall_ms) = (out.now_ms, self.watch.now().wall_ms);
+        let now_ms = out.now_ms;
         let Some(running) = &mut self.running else { return };
         let Some(flight) = &mut running.flight else { return };
         let Some(step) = flight.steps.front().copied() else {
@@ -558,7 +555,7 @@ impl Relay {
                 None => Ok(true),
             },
             Step::Put => self.storage.put(now_ms, &flight.objects[flight.put]).map(|()| true),
-            Step::Finish => self.storage.finish(now_ms, wall_ms, flight.intent.as_ref(), &flight.letters),
+            Step::Finish => self.storage.finish(now_ms, flight.intent.as_ref(), &flight.letters),
         };
         flight.retry_ms = now_ms + out.dice.below(200);
         let Ok(agreed) = done else {
@@ -588,9 +585,16 @@ impl Relay {
 
     fn sweep(&mut self, out: &mut Outside) {
         let Some(running) = &mut self.running else { return };
-        if running.sweep.0.iter().any(|key| self.storage.delete(out.now_ms, key).is_err()) {
-            running.sweep.1[0] = out.now_ms + 200;
-            return;
+        let last = running.sweep.1.len() == 1;
+        for intent in &running.sweep.0 {
+            let mut keys = intent.content.objects.iter().map(|object| &object.key);
+            let deleted = keys.try_for_each(|key| self.storage.delete(out.now_ms, key));
+            let done =
+                deleted.and_then(|()| if last { self.storage.note_swept(out.now_ms, &intent.id) } else { Ok(()) });
+            if done.is_err() {
+                running.sweep.1[0] = out.now_ms + 200;
+                return;
+            }
         }
         running.sweep.1.pop_front();
     }

@@ -35,6 +35,8 @@ pub enum State {
     Done,
     /// Its objects are deleted.
     Abandoned,
+    /// And so is what landed later.
+    Swept,
 }
 
 /// One row of the archive.
@@ -78,8 +80,8 @@ pub struct Stored {
 /// What the registry holds.
 #[derive(Debug, Clone, Default)]
 pub struct Registry {
-    /// Each batch with when it ended.
-    pub batches: BTreeMap<String, (State, Content, i64)>,
+    /// The batches by their names.
+    pub batches: BTreeMap<String, (State, Content)>,
     /// The account of each epoch.
     pub streams: BTreeMap<(SatelliteId, Epoch), Tally>,
     letters: BTreeSet<(SatelliteId, Epoch, u64)>,
@@ -139,7 +141,7 @@ impl Storage {
     /// When there is no answer.
     pub fn intend(&mut self, now_ms: u64, intent: &Intent) -> Result<(), Failed> {
         self.ask(now_ms, |storage| {
-            let new = (State::Intent, intent.content.clone(), 0);
+            let new = (State::Intent, intent.content.clone());
             storage.registry.batches.entry(intent.id.clone()).or_insert(new);
         })
     }
@@ -148,19 +150,13 @@ impl Storage {
     ///
     /// # Errors
     /// When there is no answer.
-    pub fn finish(
-        &mut self,
-        now_ms: u64,
-        wall_ms: i64,
-        intent: Option<&Intent>,
-        letters: &[DeadLetter],
-    ) -> Result<bool, Failed> {
+    pub fn finish(&mut self, now_ms: u64, intent: Option<&Intent>, letters: &[DeadLetter]) -> Result<bool, Failed> {
         self.ask(now_ms, |storage| {
             let registry = &mut storage.registry;
             if let Some(intent) = intent {
                 match registry.batches.get_mut(&intent.id) {
                     Some(batch) if batch.0 == State::Intent => {
-                        (batch.0, batch.2) = (State::Done, wall_ms);
+                        batch.0 = State::Done;
                         for holding in &intent.content.holds {
                             let stream = (holding.satellite.clone(), holding.epoch);
                             registry.streams.entry(stream).or_default().add(&holding.tally);
@@ -184,10 +180,10 @@ impl Storage {
     ///
     /// # Errors
     /// When there is no answer.
-    pub fn abandon(&mut self, now_ms: u64, wall_ms: i64, id: &str) -> Result<bool, Failed> {
+    pub fn abandon(&mut self, now_ms: u64, id: &str) -> Result<bool, Failed> {
         self.ask(now_ms, |storage| match storage.registry.batches.get_mut(id) {
             Some(batch) if batch.0 == State::Intent => {
-                (batch.0, batch.2) = (State::Abandoned, wall_ms);
+                batch.0 = State::Abandoned;
                 true
             }
             Some((State::Abandoned, ..)) => true,
@@ -206,15 +202,27 @@ impl Storage {
         })
     }
 
-    /// The keys of the batches abandoned since then.
+    /// The batches that were abandoned and are not swept.
     ///
     /// # Errors
     /// When there is no answer.
-    pub fn abandoned_since(&mut self, now_ms: u64, since_ms: i64) -> Result<Vec<String>, Failed> {
+    pub fn abandoned(&mut self, now_ms: u64) -> Result<Vec<Intent>, Failed> {
         self.ask(now_ms, |storage| {
-            let batches = storage.registry.batches.values();
-            let abandoned = batches.filter(|(state, _, at_ms)| *state == State::Abandoned && *at_ms >= since_ms);
-            abandoned.flat_map(|(_, content, _)| content.objects.iter().map(|object| object.key.clone())).collect()
+            let batches = storage.registry.batches.iter().filter(|(_, batch)| batch.0 == State::Abandoned);
+            batches.map(|(id, batch)| Intent { id: id.clone(), content: batch.1.clone() }).collect()
+        })
+    }
+
+    /// Notes that an abandoned batch is swept.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub fn note_swept(&mut self, now_ms: u64, id: &str) -> Result<(), Failed> {
+        self.ask(now_ms, |storage| {
+            let batch = storage.registry.batches.get_mut(id).filter(|batch| batch.0 == State::Abandoned);
+            if let Some(batch) = batch {
+                batch.0 = State::Swept;
+            }
         })
     }
 
