@@ -14,7 +14,7 @@ use satellite_tests::simulation::{Failure, Sabotage, Summary, round};
 /// Rounds of a day's run.
 const SHORT: u32 = 2_000;
 /// Seeds within which whatever is broken must be noticed.
-const NOTICED_WITHIN: u64 = 1_500;
+const NOTICED_WITHIN: u64 = 5_000;
 const THREADS: usize = 2;
 
 fn main() -> ExitCode {
