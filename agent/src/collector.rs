@@ -129,6 +129,9 @@ impl<'a> Family<'a> {
     }
 }
 
+/// Names and labels of one poll together: far more than an exporter gives, and little enough for a small machine.
+const KEYS_BYTES_MAX: usize = 4 << 20;
+
 /// What one poll gave, in one arena: a sample costs no allocation of its own.
 #[derive(Debug, Default)]
 pub struct Readings {
@@ -166,7 +169,7 @@ impl Readings {
 
     /// Adds a sample. Labels may come in any order; a fixed label yields to one of the same name.
     pub fn sample(&mut self, metric: usize, family: Family<'_>, labels: &[(&str, &str)], value: f64) {
-        if self.samples.len() >= limits::SAMPLES_PER_POLL_MAX {
+        if self.samples.len() >= limits::SAMPLES_PER_POLL_MAX || self.keys.len() >= KEYS_BYTES_MAX {
             self.overflow = true;
             return;
         }
@@ -320,6 +323,15 @@ mod tests {
         for reading in readings.iter() {
             assert!(series_of_key(&"nas".parse().unwrap(), reading.key).is_none());
         }
+    }
+
+    #[test]
+    fn names_and_labels_of_one_poll_are_bounded_together() {
+        let mut readings = Readings::default();
+        for _ in 0..2_000 {
+            readings.sample(0, Family::gauge("x", ""), &[("a", &"v".repeat(4_000))], 1.0);
+        }
+        assert!(readings.overflowed() && readings.len() < 1_100, "{}", readings.len());
     }
 
     #[test]

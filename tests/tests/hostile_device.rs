@@ -8,16 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use libtest_mimic::Trial;
 use satellite_relay::authority::{Authority, Door, Names};
 use satellite_relay::data_dir::DataDir;
 use satellite_shared::clock::{Clock as _, SystemClock};
 use satellite_tests::device::Device;
 use satellite_tests::hostile_device::{ALL, HostileDevice};
 use satellite_tests::house::House;
-use satellite_tests::journey::{self, journey, skipped};
+use satellite_tests::journey::{self, journey};
 use satellite_tests::peers::Peer;
-use satellite_tests::{memory, rounds, wait};
+use satellite_tests::{memory, wait};
 use serde_json::Value;
 
 /// How much the satellite's memory may grow by, whatever a device does.
@@ -26,17 +25,11 @@ const GROWTH_KIB_MAX: u64 = 8 << 10;
 const IN_ERROR_WITHIN: Duration = Duration::from_secs(120);
 
 /// Devices that attack at the same time.
-const TOGETHER: usize = 10;
+const TOGETHER: usize = 5;
 
 fn main() -> ExitCode {
     const PYTHON: &[Peer] = &[Peer::Python];
-    let name = "devices_that_attack_hurt_nobody_but_themselves";
-    let trial = if rounds::is_long_form() {
-        journey(name, PYTHON, attacks)
-    } else {
-        Trial::ignorable_test(name, || skipped("takes ten minutes: `cargo endure -- hostile-device`"))
-    };
-    journey::run(vec![trial])
+    journey::run(vec![journey("devices_that_attack_hurt_nobody_but_themselves", PYTHON, attacks)])
 }
 
 /// A server's certificate of an authority that no satellite knows.

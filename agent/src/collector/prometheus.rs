@@ -211,8 +211,10 @@ impl Page<'_> {
             readings.sample(SCRAPE, family, &labels, sample.value);
         };
         parser.read(line, wanted, give).map_err(|error| Failure::new(Reason::BadAnswer, error.to_string()))?;
-        if self.readings.len() > SAMPLES_MAX {
-            let detail = format!("more than {SAMPLES_MAX} samples: narrow it with `include` or `exclude`");
+        if self.readings.len() > SAMPLES_MAX || self.readings.overflowed() {
+            let detail = format!(
+                "more than {SAMPLES_MAX} samples, or 4 MiB of names and labels: narrow it with `include` or `exclude`"
+            );
             return Err(Failure::new(Reason::BadAnswer, detail));
         }
         Ok(())

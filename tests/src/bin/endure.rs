@@ -25,7 +25,7 @@ struct Long {
 }
 
 /// All of them.
-const ALL: [Long; 19] = [
+const ALL: [Long; 18] = [
     Long {
         name: "power",
         test: ("power", "an_acknowledged_record_survives_a_power_cut"),
@@ -115,12 +115,6 @@ const ALL: [Long; 19] = [
         test: ("hostile_relay", "a_relay_that_says_absurd_things"),
         rounds: 1,
         round: "everything absurd that a relay can say to its satellite",
-    },
-    Long {
-        name: "hostile-device",
-        test: ("hostile_device", "devices_that_attack"),
-        rounds: 1,
-        round: "every attack of a device on its satellite, ten at a time",
     },
     Long {
         name: "steps",
