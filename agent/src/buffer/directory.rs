@@ -78,8 +78,11 @@ impl Directory {
         Ok(new)
     }
 
-    /// Gives up a replacement.
+    /// Gives up a replacement, unless there is nothing else: then the next claim finishes it.
     pub(super) fn unstage(&self) {
+        if !self.path.exists() {
+            return;
+        }
         if let Err(error) = remove_dir_if_there(&beside(&self.path, "new")) {
             tracing::warn!(%error, "an unfinished buffer directory could not be removed");
         }
@@ -108,7 +111,11 @@ impl Directory {
         let new = beside(&self.path, "new");
         sync_dir(&new)?;
         std::fs::rename(&self.path, away)?;
-        std::fs::rename(new, &self.path)?;
+        if let Err(error) = std::fs::rename(new, &self.path) {
+            // Whoever gives the replacement up must not give up both.
+            std::fs::rename(away, &self.path)?;
+            return Err(error);
+        }
         sync_dir(self.path.parent().unwrap_or(Path::new(".")))
     }
 
@@ -251,6 +258,19 @@ mod tests {
         drop(directory);
         Directory::claim(&path).unwrap();
         assert_eq!(std::fs::read_to_string(path.join("which")).unwrap(), "second");
+    }
+
+    #[test]
+    fn a_replacement_that_is_gone_leaves_what_has_the_name() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("buffer");
+        let directory = Directory::claim(&path).unwrap();
+        std::fs::write(path.join("which"), "first").unwrap();
+        directory.stage().unwrap();
+        std::fs::remove_dir_all(beside(&path, "new")).unwrap();
+        assert!(directory.set_aside(0).is_err());
+        directory.unstage();
+        assert_eq!(std::fs::read_to_string(path.join("which")).unwrap(), "first");
     }
 
     #[test]

@@ -29,6 +29,8 @@ use super::{Loss, Place, meta};
 const IMAGE_BYTES_MAX: u64 = 32 << 20;
 const WINDOW_BYTES: usize = 1 << 20;
 const SECTOR_BYTES: usize = 4 << 10;
+/// A sector that can't be read is asked for again: what passes must not become a hole.
+const SECTOR_TRIES: u32 = 4;
 /// How much is written to the new store at once.
 const BATCH_BYTES: u64 = 256 << 10;
 /// The longest thing that is looked for.
@@ -88,13 +90,17 @@ pub(super) fn image(path: &Path) -> io::Result<Option<File>> {
 }
 
 /// Looks through a file; sectors that can't be read are passed over.
+///
+/// # Errors
+/// When not one can be read: then the disk is away, not damaged, and may come back with all that is on it.
 pub(super) fn scan(file: &File) -> io::Result<Finds> {
     let len = file.metadata()?.len();
     let mut finds = Finds::default();
     let mut window = vec![0u8; WINDOW_BYTES + LONGEST_BYTES];
     let mut at = 0u64;
+    let mut unread = Unread::default();
     while at < len {
-        let read = read_around_holes(file, at, &mut window);
+        let read = read_around_holes(file, at, &mut window, &mut unread);
         if read == 0 {
             break;
         }
@@ -103,17 +109,39 @@ pub(super) fn scan(file: &File) -> io::Result<Finds> {
         finds.search(&window[..read], begins, at);
         at += begins as u64;
     }
-    Ok(finds)
+    match unread.error {
+        Some(error) if !unread.any_read => {
+            Err(io::Error::other(format!("nothing of the store can be read: {error}: see to the disk")))
+        }
+        Some(_) | None => Ok(finds),
+    }
 }
 
-fn read_around_holes(file: &File, at: u64, window: &mut [u8]) -> usize {
-    let mut read = 0;
+/// What of a file could not be read.
+#[derive(Debug, Default)]
+struct Unread {
+    any_read: bool,
+    /// The last error.
+    error: Option<io::Error>,
+}
+
+fn read_around_holes(file: &File, at: u64, window: &mut [u8], unread: &mut Unread) -> usize {
+    let (mut read, mut tries) = (0, 0);
     while read < window.len() {
         match file.read_at(&mut window[read..], at + read as u64) {
             Ok(0) => break,
-            Ok(bytes) => read += bytes,
+            Ok(bytes) => {
+                read += bytes;
+                tries = 0;
+                unread.any_read = true;
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if tries < SECTOR_TRIES => {
+                tries += 1;
+                unread.error = Some(error);
+            }
             Err(_) => {
+                tries = 0;
                 let hole = SECTOR_BYTES.min(window.len() - read);
                 window[read..read + hole].fill(0);
                 read += hole;
@@ -362,5 +390,22 @@ impl Found {
         let mut frame = vec![0; self.len];
         file.read_exact_at(&mut frame, self.offset)?;
         Ok(frame)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_which_nothing_can_be_read_is_not_taken_for_an_empty_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        std::fs::write(&path, vec![0; 3 * WINDOW_BYTES]).unwrap();
+        assert!(scan(&File::open(&path).unwrap()).is_ok());
+        // Not opened for reading: every read fails, as on a disk that is away.
+        let away = File::options().write(true).open(&path).unwrap();
+        let error = scan(&away).unwrap_err().to_string();
+        assert!(error.contains("nothing of the store can be read"), "{error}");
     }
 }
