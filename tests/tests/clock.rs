@@ -84,7 +84,7 @@ fn finish(house: &mut House, devices: &[&Device]) -> Result<Verdict> {
         ensure!(device["stored"] == device["answers"], "an answer is not stored: {device}");
     }
     for epoch in verdict.details["epochs"].as_array().context("epochs")? {
-        ensure!(epoch["holes"] == 0, "a hole: {epoch}");
+        ensure!(epoch["lost"] == 0, "a hole: {epoch}");
     }
     verdict.must_agree(&house.id, &account)?;
     Ok(verdict)

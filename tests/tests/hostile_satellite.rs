@@ -107,7 +107,7 @@ impl Scene {
         verdict.must_agree(&self.house.id, &account)?;
         // The forger's own numbers may have holes.
         let faults = |of: &Value| -> u64 {
-            let names = ["holes", "lost", "duplicates", "unexpected", "altered", "out_of_order"];
+            let names = ["lost", "duplicated", "duplicates", "claims_differ", "unexpected", "altered", "out_of_order"];
             names.iter().filter_map(|name| of[name].as_u64()).sum()
         };
         let epochs = verdict.details["epochs"].as_array().context("epochs")?;

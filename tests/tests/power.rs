@@ -317,7 +317,7 @@ fn ensure_stored(verdict: &Verdict, epoch: &str, last_seq: u64) -> Result<()> {
     let epochs = verdict.details["epochs"].as_array().context("the checker lists the epochs")?;
     let found = epochs.iter().find(|found| found["epoch"] == epoch);
     let found = found.with_context(|| format!("nothing of the epoch {epoch}, of which {last_seq} were committed"))?;
-    let whole = found["told_lost"] == 0 && found["holes"] == 0 && found["last_seq"].as_u64() >= Some(last_seq);
+    let whole = found["told_lost"] == 0 && found["lost"] == 0 && found["last_seq"].as_u64() >= Some(last_seq);
     ensure!(whole, "{last_seq} records of the epoch were committed: {found}");
     Ok(())
 }
