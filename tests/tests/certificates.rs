@@ -232,8 +232,9 @@ fn months(dir: &Path) -> Result<()> {
         let office = if memory.is_dir() { tempfile::tempdir_in(memory)? } else { tempfile::tempdir_in(dir)? };
         let tally = runtime.block_on(quarter(office.path(), seed)).with_context(|| format!("seed {seed}"))?;
         report(seed, &tally);
+        // Far below what chance gives: four thousand, a hundred, a hundred or two, six hundred.
         let every =
-            [tally.renewals > 3_000, tally.recoveries > 20, tally.refused_revoked > 100, tally.copies_refused > 20];
+            [tally.renewals > 2_000, tally.recoveries > 20, tally.refused_revoked > 20, tally.copies_refused > 20];
         ensure!(every.iter().all(|&happened| happened), "seed {seed}: the run tested too little: {tally:?}");
     }
     Ok(())
