@@ -50,7 +50,8 @@ fn satellite_short_of_files(dir: &Path) -> Result<()> {
     let devices = (0..60).map(|n| Device::new(&format!("plug{n}"))).collect::<Result<Vec<_>>>()?;
     let all: Vec<&Device> = devices.iter().collect();
     let mut house = House::new(dir, &all)?;
-    all.iter().for_each(|device| device.behave(Manner::Slow(Duration::from_millis(700))));
+    // Three quarters of them are asked at any time: more than there are handles, with what the satellite itself needs.
+    all.iter().for_each(|device| device.behave(Manner::Slow(Duration::from_millis(1_500))));
     let document: String = all.iter().map(|device| device.as_http("2s")).collect();
     house.configure(&document)?;
     house.wait_for_link(true)?;
@@ -60,6 +61,7 @@ fn satellite_short_of_files(dir: &Path) -> Result<()> {
     })?;
     house.satellite.check_running()?;
     allow_files(house.satellite.process_id(), before)?;
+    all.iter().for_each(|device| device.behave(Manner::Answers));
     let answers: Vec<usize> = all.iter().map(|device| device.answers()).collect();
     wait::until_true("every device answers again", Duration::from_secs(180), || {
         Ok(all.iter().zip(&answers).all(|(device, before)| device.answers() > before + 1))
