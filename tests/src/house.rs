@@ -22,6 +22,23 @@ pub const CONNECTED_WITHIN: Duration = Duration::from_secs(330);
 /// A document without devices: nothing is due any more.
 pub const EMPTY_DOCUMENT: &str = "device = []\n";
 
+/// This machine as a device that gives much: for links and buffers that have to hold something.
+pub const HOST_DOCUMENT: &str = "[[device]]\nname = \"this\"\ncollector = \"host\"\nevery = \"1s\"\n";
+
+/// Two devices, for [`document`].
+///
+/// # Errors
+/// When no port is to be had.
+pub fn two_devices() -> Result<(Device, Device)> {
+    Ok((Device::new("plug")?, Device::new("page")?))
+}
+
+/// Both, polled every second, in the two ways that take numbers.
+#[must_use]
+pub fn document(plug: &Device, page: &Device) -> String {
+    format!("{}{}", plug.as_http("1s"), page.as_prometheus("1s"))
+}
+
 /// The scene.
 #[derive(Debug)]
 pub struct House {

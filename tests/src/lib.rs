@@ -40,6 +40,8 @@ pub mod resolver;
 
 pub mod memory;
 
+pub mod tree;
+
 pub mod checker;
 
 pub mod parquet_files;

@@ -3,6 +3,7 @@
 //! They are built again before a run, since a test that runs yesterday's program is worse than none; that costs a
 //! second when nothing changed. `SATELLITE_PROGRAMS_BUILT` says that it was just done.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -63,6 +64,16 @@ pub fn build(profile_dir: &Path, more: &[&str]) -> Result<()> {
         bail!("the programs can't be built:\n{}", String::from_utf8_lossy(&said.stderr));
     }
     Ok(())
+}
+
+/// What was typed. The aliases end in `--`, and so does what people type after them: `cargo demo -- --for 30s`.
+#[must_use]
+pub fn typed() -> Vec<OsString> {
+    let mut words: Vec<_> = std::env::args_os().collect();
+    if words.get(1).is_some_and(|word| word == "--") {
+        words.remove(1);
+    }
+    words
 }
 
 /// Cargo, as it called us, in the workspace.

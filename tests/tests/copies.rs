@@ -11,7 +11,7 @@ use satellite_tests::house::{BALANCED_WITHIN, CONNECTED_WITHIN, EMPTY_DOCUMENT, 
 use satellite_tests::journey::{self, journey};
 use satellite_tests::peers::Peer;
 use satellite_tests::satellite::Satellite;
-use satellite_tests::wait;
+use satellite_tests::{tree, wait};
 
 fn main() -> ExitCode {
     const PYTHON: &[Peer] = &[Peer::Python];
@@ -20,21 +20,6 @@ fn main() -> ExitCode {
         journey("a_satellite_restored_from_a_snapshot_doubles_nothing", PYTHON, snapshot),
         journey("a_state_directory_that_is_in_use_is_refused", PYTHON, opened_twice),
     ])
-}
-
-fn copy_tree(from: &Path, to: &Path) -> Result<()> {
-    std::fs::create_dir_all(to)?;
-    std::fs::set_permissions(to, std::fs::metadata(from)?.permissions())?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_tree(&entry.path(), &target)?;
-        } else {
-            std::fs::copy(entry.path(), target)?;
-        }
-    }
-    Ok(())
 }
 
 fn holds_nothing(satellite: &Satellite) -> Result<()> {
@@ -54,7 +39,7 @@ fn copied(dir: &Path) -> Result<()> {
     house.wait_for_polls(&plug, 3)?;
     house.satellite.stop()?;
     let mut twin = Satellite::new(dir, "twin", &[plug.port()])?;
-    copy_tree(&house.satellite.state_dir(), &twin.state_dir())?;
+    tree::copy(&house.satellite.state_dir(), &twin.state_dir())?;
     house.relay.session.mend();
 
     house.satellite.start()?;
@@ -104,7 +89,7 @@ fn snapshot(dir: &Path) -> Result<()> {
     house.wait_for_polls(&plug, 3)?;
     house.satellite.stop()?;
     let (state, kept) = (house.satellite.state_dir(), dir.join("snapshot"));
-    copy_tree(&state, &kept)?;
+    tree::copy(&state, &kept)?;
     house.relay.session.mend();
     house.satellite.start()?;
     house.wait_for_link(true)?;
@@ -115,7 +100,7 @@ fn snapshot(dir: &Path) -> Result<()> {
     wait::until_true("all is stored", SOON, || Ok(house.relay.account(&house.id)?.waiting == 0))?;
 
     std::fs::remove_dir_all(&state)?;
-    copy_tree(&kept, &state)?;
+    tree::copy(&kept, &state)?;
     house.satellite.start()?;
     house.wait_for_link(true)?;
     house.wait_for_polls(&plug, 2)?;

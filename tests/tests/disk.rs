@@ -24,12 +24,12 @@ use satellite_shared::wire::block::{Body, ClockQuality, Decoder, Group, header};
 use satellite_tests::checker::Verdict;
 use satellite_tests::device::Device;
 use satellite_tests::disk::Disk;
-use satellite_tests::house::House;
+use satellite_tests::house::{House, document, two_devices};
 use satellite_tests::journey::{self, journey};
 use satellite_tests::peers::Peer;
 use satellite_tests::relay::Relay;
 use satellite_tests::rounds::{Dice, first_seed, rounds};
-use satellite_tests::wait;
+use satellite_tests::{tree, wait};
 
 /// The buffer asks for its store every 30 seconds, the relay's longest pause is as long.
 const RECOVERS_WITHIN: Duration = Duration::from_secs(240);
@@ -65,14 +65,6 @@ fn seeds(short: u32) -> impl Iterator<Item = u64> {
 
 fn index(dice: &mut Dice, end: usize) -> usize {
     usize::try_from(dice.below(end as u64)).unwrap_or_default()
-}
-
-fn document(plug: &Device, page: &Device) -> String {
-    format!("{}{}", plug.as_http("1s"), page.as_prometheus("1s"))
-}
-
-fn two_devices() -> Result<(Device, Device)> {
-    Ok((Device::new("plug")?, Device::new("page")?))
 }
 
 /// A house of which one folder is a disk of its own.
@@ -527,23 +519,9 @@ fn damaged_buffers(dir: &Path) -> Result<()> {
 
 /// Whether the damage was noticed; none may be that costs a record.
 fn damage_and_open(base: &Base, place: &Path, dice: &mut Dice) -> Result<bool> {
-    copy_dir(&base.dir, place)?;
+    tree::copy(&base.dir, place)?;
     let what = damage(&place.join("buffer"), dice)?;
     open_damaged(base, place).with_context(|| what)
-}
-
-fn copy_dir(from: &Path, to: &Path) -> Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_dir(&entry.path(), &target)?;
-        } else {
-            std::fs::copy(entry.path(), &target)?;
-        }
-    }
-    Ok(())
 }
 
 /// Flips a bit of a file of a stopped buffer, or cuts the file short; says what it did.

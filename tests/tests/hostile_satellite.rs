@@ -21,7 +21,7 @@ use satellite_tests::impostor::{ANSWERED_WITHIN, Impostor, Session, authenticate
 use satellite_tests::journey::{self, journey};
 use satellite_tests::peers::Peer;
 use satellite_tests::satellite::Satellite;
-use satellite_tests::{process, wait};
+use satellite_tests::{memory, process, wait};
 use serde_json::Value;
 use tokio_tungstenite::tungstenite::Message;
 
@@ -92,9 +92,7 @@ impl Scene {
     /// The most memory that the relay ever had.
     fn peak_kib(&self) -> Result<u64> {
         let id = self.house.relay.process_id().context("the relay runs")?;
-        let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
-        let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("VmHWM")?;
-        Ok(line.split_whitespace().nth(1).context("a number")?.parse()?)
+        Ok(memory::of(id)?.peak_kib)
     }
 
     /// All that the well-behaved satellite was to do was done, and the relay still runs.

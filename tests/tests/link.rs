@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use satellite_tests::device::Device;
-use satellite_tests::house::{CONNECTED_WITHIN, FAST_ARCHIVE, House};
+use satellite_tests::house::{CONNECTED_WITHIN, FAST_ARCHIVE, HOST_DOCUMENT, House, document, two_devices};
 use satellite_tests::journey::{self, journey};
 use satellite_tests::link::Way;
 use satellite_tests::middleman::{Middleman, Mischief};
@@ -45,25 +45,11 @@ fn main() -> ExitCode {
     ])
 }
 
-/// Two devices, polled every second in the two ways that take numbers.
-fn two_devices() -> Result<(Device, Device)> {
-    Ok((Device::new("plug")?, Device::new("page")?))
-}
-
-fn document(plug: &Device, page: &Device) -> String {
-    format!("{}{}", plug.as_http("1s"), page.as_prometheus("1s"))
-}
-
-/// One more that gives much, for links that have to carry something.
-fn host_document() -> &'static str {
-    "[[device]]\nname = \"this\"\ncollector = \"host\"\nevery = \"1s\"\n"
-}
-
 fn narrow_link(dir: &Path) -> Result<()> {
     let (plug, page) = two_devices()?;
     let mut house = House::new(dir, &[&plug, &page])?;
     house.relay.session.throttle(8_000);
-    house.configure(&format!("{}{}", document(&plug, &page), host_document()))?;
+    house.configure(&format!("{}{}", document(&plug, &page), HOST_DOCUMENT))?;
     house.wait_for_polls(&plug, 10)?;
     // A backlog beside live data, on the same narrow line.
     house.relay.session.cut();
@@ -83,7 +69,7 @@ fn long_link(dir: &Path) -> Result<()> {
     // There and back: as by way of two satellites of the other kind.
     house.relay.session.delay(Duration::from_millis(800));
     house.relay.session.cut_once();
-    house.configure(&format!("{}{}", document(&plug, &page), host_document()))?;
+    house.configure(&format!("{}{}", document(&plug, &page), HOST_DOCUMENT))?;
     house.wait_for_polls(&plug, 15)?;
     house.wait_for_link(true)?;
     let verdict = house.finish(&[&plug, &page])?;
@@ -134,7 +120,7 @@ const AWAY_POLLS: u32 = 45;
 fn long_backlog(dir: &Path) -> Result<()> {
     let (plug, page) = two_devices()?;
     let mut house = House::new(dir, &[&plug, &page])?;
-    house.configure(&format!("{}{}", host_document(), plug.as_http("10s")))?;
+    house.configure(&format!("{}{}", HOST_DOCUMENT, plug.as_http("10s")))?;
     house.relay.session.cut();
     house.wait_for_link(false)?;
     let polls = rounds(AWAY_POLLS);
@@ -299,7 +285,7 @@ fn mischief_of(dir: &Path, seed: u64, moods: u32) -> Result<()> {
     )?;
     house.relay.session.lead_to(Some(middleman.address()));
     house.relay.session.cut_once();
-    house.configure(&format!("{}{}", document(&plug, &page), host_document()))?;
+    house.configure(&format!("{}{}", document(&plug, &page), HOST_DOCUMENT))?;
     for mood in 0..u64::from(moods) {
         let mut dice = Dice::new(seed + mood);
         let mischief = if is_long_form() { Mischief::drawn(&mut dice) } else { sample_mood(mood) };
@@ -348,7 +334,7 @@ fn lossy_link(dir: &Path) -> Result<()> {
     let relay = Relay::in_network(dir, FAST_ARCHIVE, Network::new()?)?;
     let mut house = House::around(dir, &[&plug, &page], relay, None)?;
     let lose = |house: &House, percent| house.relay.network().context("a network")?.lose(percent);
-    house.configure(&format!("{}{}", document(&plug, &page), host_document()))?;
+    house.configure(&format!("{}{}", document(&plug, &page), HOST_DOCUMENT))?;
     lose(&house, 30)?;
     // A new connection as well: handshakes lose packets too.
     restart(&mut house)?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use satellite_tests::device::{Device, Manner};
-use satellite_tests::house::{CONNECTED_WITHIN, FAST_ARCHIVE, House};
+use satellite_tests::house::{CONNECTED_WITHIN, FAST_ARCHIVE, HOST_DOCUMENT, House, document, two_devices};
 use satellite_tests::journey::{self, journey};
 use satellite_tests::peers::Peer;
 use satellite_tests::rounds::{Dice, first_seed, rounds};
@@ -31,20 +31,6 @@ fn main() -> ExitCode {
     ])
 }
 
-/// Two devices, polled every second in the two ways that take numbers.
-fn two_devices() -> Result<(Device, Device)> {
-    Ok((Device::new("plug")?, Device::new("page")?))
-}
-
-fn document(plug: &Device, page: &Device) -> String {
-    format!("{}{}", plug.as_http("1s"), page.as_prometheus("1s"))
-}
-
-/// Documents of many devices that give much: to fill buffers and links.
-fn host_document() -> &'static str {
-    "[[device]]\nname = \"this\"\ncollector = \"host\"\nevery = \"1s\"\n"
-}
-
 fn killed_satellite(dir: &Path) -> Result<()> {
     let (plug, page) = two_devices()?;
     let mut house = House::new(dir, &[&plug, &page])?;
@@ -65,7 +51,7 @@ fn killed_satellite(dir: &Path) -> Result<()> {
 fn killed_relay(dir: &Path) -> Result<()> {
     let (plug, page) = two_devices()?;
     let mut house = House::new(dir, &[&plug, &page])?;
-    house.configure(&format!("{}{}", document(&plug, &page), host_document()))?;
+    house.configure(&format!("{}{}", document(&plug, &page), HOST_DOCUMENT))?;
     // Each makes the satellite wait longer before it tries again.
     for round in 0..5_u32 {
         house.wait_for_polls(&plug, 2)?;
@@ -137,7 +123,7 @@ fn tell(figures: &str) {
 fn cut_link(dir: &Path) -> Result<()> {
     let (plug, page) = two_devices()?;
     let mut house = House::new(dir, &[&plug, &page])?;
-    house.configure(&format!("{}{}", document(&plug, &page), host_document()))?;
+    house.configure(&format!("{}{}", document(&plug, &page), HOST_DOCUMENT))?;
     for round in 0..5_u64 {
         let before = house.relay.session.accepted();
         house.relay.session.cut_after(500 + round * 4_111 % 20_000);
@@ -204,7 +190,7 @@ fn slow_link(dir: &Path) -> Result<()> {
     let (plug, page) = two_devices()?;
     let mut house = House::new(dir, &[&plug, &page])?;
     house.relay.session.throttle(4_000);
-    house.configure(&format!("{}{}", document(&plug, &page), host_document()))?;
+    house.configure(&format!("{}{}", document(&plug, &page), HOST_DOCUMENT))?;
     house.wait_for_polls(&plug, 20)?;
     house.relay.session.mend();
     house.finish(&[&plug, &page])?;
@@ -214,7 +200,7 @@ fn slow_link(dir: &Path) -> Result<()> {
 fn relay_away(dir: &Path) -> Result<()> {
     let (plug, page) = two_devices()?;
     let mut house = House::new(dir, &[&plug, &page])?;
-    house.configure(&format!("{}{}", document(&plug, &page), host_document()))?;
+    house.configure(&format!("{}{}", document(&plug, &page), HOST_DOCUMENT))?;
     house.wait_for_polls(&plug, 3)?;
     house.relay.stop()?;
     house.wait_for_link(false)?;

@@ -15,7 +15,7 @@ use satellite_tests::peers::Peer;
 use satellite_tests::process::Process;
 use satellite_tests::rounds::{first_seed, rounds};
 use satellite_tests::satellite::Satellite;
-use satellite_tests::wait;
+use satellite_tests::{tree, wait};
 
 fn main() -> ExitCode {
     const PYTHON: &[Peer] = &[Peer::Python];
@@ -44,11 +44,11 @@ impl Backup {
         std::fs::create_dir_all(&backup.dir)?;
         let data_dir = house.relay.data_dir();
         if records {
-            copy_tree(&data_dir.join("records"), &backup.dir.join("records"))?;
+            tree::copy(&data_dir.join("records"), &backup.dir.join("records"))?;
         }
         let (from, to) = (data_dir.join("registry.db"), backup.dir.join("registry.db"));
         python("backup.py", &[from.as_os_str(), to.as_os_str()])?;
-        copy_tree(&data_dir.join("authority"), &backup.dir.join("authority"))?;
+        tree::copy(&data_dir.join("authority"), &backup.dir.join("authority"))?;
         Ok(backup)
     }
 
@@ -64,25 +64,10 @@ impl Backup {
         std::fs::copy(self.dir.join("registry.db"), data_dir.join("registry.db"))?;
         for folder in [Some("authority"), self.records.then_some("records")].into_iter().flatten() {
             std::fs::remove_dir_all(data_dir.join(folder))?;
-            copy_tree(&self.dir.join(folder), &data_dir.join(folder))?;
+            tree::copy(&self.dir.join(folder), &data_dir.join(folder))?;
         }
         Ok(())
     }
-}
-
-fn copy_tree(from: &Path, to: &Path) -> Result<()> {
-    std::fs::create_dir_all(to)?;
-    std::fs::set_permissions(to, std::fs::metadata(from)?.permissions())?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_tree(&entry.path(), &target)?;
-        } else {
-            std::fs::copy(entry.path(), target)?;
-        }
-    }
-    Ok(())
 }
 
 /// Waits until more is stored than now.

@@ -50,12 +50,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    // The alias ends in `--`, and so does what people type: `cargo demo -- --for 30s`.
-    let mut words: Vec<_> = std::env::args_os().collect();
-    if words.get(1).is_some_and(|word| word == "--") {
-        words.remove(1);
-    }
-    match run(&Arguments::parse_from(words)) {
+    match run(&Arguments::parse_from(programs::typed())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("demo: {error:#}");

@@ -77,11 +77,7 @@ impl Plan {
 }
 
 fn main() -> ExitCode {
-    // The alias ends in `--`, and so does what people type: `cargo cost -- --quick`.
-    let mut words: Vec<_> = std::env::args_os().collect();
-    if words.get(1).is_some_and(|word| word == "--") {
-        words.remove(1);
-    }
+    let words = programs::typed();
     let arguments = Arguments::parse_from(&words);
     if arguments.list {
         for row in ROWS {
