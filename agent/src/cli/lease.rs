@@ -7,6 +7,7 @@ use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr};
@@ -24,6 +25,8 @@ use crate::uplink::proxy::ProxySettings;
 const INPUT_BYTES_MAX: usize = 4 << 10;
 const USAGE: u8 = 2;
 const FAILED: u8 = 1;
+/// How long a relay that asks for patience is waited for: many satellites behind one address share its limit.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What to do with the lease.
 #[derive(Debug, clap::Subcommand)]
@@ -105,9 +108,19 @@ async fn set(how: Set, keystore: &Keystore, proxy: &ProxySettings) -> anyhow::Re
     };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let time = VerificationTime::load(clock, keystore.dir());
-    match enrolment::enrol(keystore, &code, &hostname(), proxy, &time).await {
-        Ok(identity) => print(&enrolled(&identity)),
-        Err(error) => complain(FAILED, &refused(&error)),
+    let mut patience = PATIENCE;
+    loop {
+        let error = match enrolment::enrol(keystore, &code, &hostname(), proxy, &time).await {
+            Ok(identity) => return print(&enrolled(&identity)),
+            Err(error) => error,
+        };
+        let Some((pause, left)) = error.retry_after().and_then(|pause| Some((pause, patience.checked_sub(pause)?)))
+        else {
+            return complain(FAILED, &refused(&error));
+        };
+        patience = left;
+        say(&format!("satellite: {error}: asking again in {} s\n", pause.as_secs()))?;
+        tokio::time::sleep(pause).await;
     }
 }
 

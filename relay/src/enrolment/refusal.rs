@@ -24,7 +24,7 @@ pub enum Refusal {
     #[error("the request took too long")]
     TooSlow,
     /// Too often from this address.
-    #[error("too many requests from this address: wait {retry_after_s} s")]
+    #[error("too many requests from this address")]
     RateLimited {
         /// When there may be one again.
         retry_after_s: u64,
