@@ -1,6 +1,7 @@
 //! The data way over bad links: long, narrow, in crumbs, half-open one way, losing packets, cut at any byte, and with
 //! somebody in the middle who loses acknowledgements and repeats and reorders blocks. Each ends in the checker.
 
+use std::ops::Range;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -174,11 +175,13 @@ fn restart(house: &mut House) -> Result<()> {
     house.satellite.start()
 }
 
-/// Where the n-th cut is: in the long form one after the other, every byte up and then every byte down.
-fn cut_at(n: u64, dice: Option<&mut Dice>, up: u64, down: u64) -> (Way, u64) {
+/// Where the n-th of so many cuts is: in the long form spread evenly, the bytes up and then those down; the seed moves
+/// them all.
+fn cut_at(n: u64, total: u32, dice: Option<&mut Dice>, up: u64, down: u64) -> (Way, u64) {
+    let all = up + down;
     let at = match dice {
-        Some(dice) => dice.below(up + down),
-        None => n % (up + down),
+        Some(dice) => dice.below(all),
+        None => (first_seed() - 1 + n * all / u64::from(total.max(1))) % all,
     };
     if at < up { (Way::Up, at) } else { (Way::Down, at - up) }
 }
@@ -191,21 +194,21 @@ fn cut_sessions(dir: &Path) -> Result<()> {
         let house = dir.join(format!("h{done}"));
         std::fs::create_dir_all(&house)?;
         let some = ROUNDS_A_HOUSE.min(total - done);
-        cut_some_sessions(&house, first_seed() - 1 + u64::from(done), some, dice.as_mut())?;
+        cut_some_sessions(&house, done..done + some, total, dice.as_mut())?;
         std::fs::remove_dir_all(&house)?;
         done += some;
     }
     Ok(())
 }
 
-fn cut_some_sessions(dir: &Path, first: u64, cuts: u32, mut dice: Option<&mut Dice>) -> Result<()> {
+fn cut_some_sessions(dir: &Path, cuts: Range<u32>, total: u32, mut dice: Option<&mut Dice>) -> Result<()> {
     let (plug, page) = two_devices()?;
     let mut house = House::new(dir, &[&plug, &page])?;
     house.configure(&document(&plug, &page))?;
     let (up, down) = measure_session(&mut house, &plug)?;
-    for n in 0..u64::from(cuts) {
-        let (way, bytes) = cut_at(first + n, dice.as_deref_mut(), up, down);
-        let said = || format!("cut {}: after {bytes} of {up} bytes up or {down} down, {way:?}", first + n + 1);
+    for n in cuts.clone() {
+        let (way, bytes) = cut_at(n.into(), total, dice.as_deref_mut(), up, down);
+        let said = || format!("cut {n} of {total}: after {bytes} of {up} bytes up or {down} down, {way:?}");
         house.satellite.kill()?;
         let before = house.relay.session.accepted();
         house.relay.session.cut_way_after(way, bytes);
@@ -217,9 +220,7 @@ fn cut_some_sessions(dir: &Path, first: u64, cuts: u32, mut dice: Option<&mut Di
         })
         .with_context(said)?;
     }
-    house
-        .finish(&[&plug, &page])
-        .with_context(|| format!("after the cuts {} to {}", first + 1, first + u64::from(cuts)))?;
+    house.finish(&[&plug, &page]).with_context(|| format!("after the cuts {cuts:?} of {total}"))?;
     Ok(())
 }
 
@@ -233,7 +234,7 @@ fn cut_enrolments(dir: &Path) -> Result<()> {
     let total = rounds(ENROLMENT_CUTS);
     let mut dice = (!is_long_form()).then(|| Dice::new(first_seed()));
     for n in 0..u64::from(total) {
-        let (way, bytes) = cut_at(first_seed() - 1 + n, dice.as_mut(), up, down);
+        let (way, bytes) = cut_at(n, total, dice.as_mut(), up, down);
         let name = format!("cut{n}");
         let said = || format!("{name}: after {bytes} of {up} bytes up or {down} down, {way:?}");
         let lease = relay.lease(&name, &[])?;

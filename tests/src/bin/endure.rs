@@ -54,13 +54,13 @@ const ALL: [Long; 18] = [
         name: "cut-bytes",
         test: ("link", "a_session_that_is_cut_at_any_byte_is_made_good"),
         rounds: 12_000,
-        round: "a session that is cut after one byte more than the one before, up and then down",
+        round: "a session that is cut after so many bytes, spread evenly over all that it sends and gets",
     },
     Long {
         name: "cut-enrolments",
         test: ("link", "an_enrolment_that_is_cut_at_any_byte_can_be_done_again"),
         rounds: 6_000,
-        round: "an enrolment that is cut after one byte more than the one before, up and then down",
+        round: "an enrolment that is cut after so many bytes, spread evenly over all that it sends and gets",
     },
     Long {
         name: "middleman",
