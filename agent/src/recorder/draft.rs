@@ -149,6 +149,11 @@ impl Draft {
                 "name or labels break Prometheus' grammar or limits",
             ),
             (
+                rejected.get(&Unnumbered::TooManyOfDevice).copied().unwrap_or(0),
+                "too many series of one device since the start: narrow it with `include` or `exclude`, then restart the \
+                 satellite",
+            ),
+            (
                 rejected.get(&Unnumbered::TooMany).copied().unwrap_or(0),
                 "too many series: restart the satellite to number anew",
             ),
