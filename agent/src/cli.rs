@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::settings::Settings;
 
@@ -89,6 +89,12 @@ struct ProbeArgs {
 /// Threads that read what may hang wait so long for more: a host that is polled every minute does not start them anew
 /// each time, which costs more than the reading.
 const THREADS_KEPT: Duration = Duration::from_secs(75);
+
+/// The command line, for what is made of it: manual pages and shells' completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
 
 /// Runs what was typed.
 #[must_use]

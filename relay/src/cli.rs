@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use chrono::{DateTime, SecondsFormat};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use satellite_shared::clock::{Clock, SystemClock};
 use tracing::Level;
 use tracing_subscriber::filter::Targets;
@@ -83,6 +83,12 @@ enum Command {
     Records(records::RecordsArgs),
     /// Show what was due of a satellite, and what became of it
     Account(account::AccountArgs),
+}
+
+/// The command line, for what is made of it: manual pages and shells' completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the command line.
@@ -281,13 +287,11 @@ pub(crate) fn settings_path() -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_well_formed_and_every_command_has_an_example() {
-        let mut cli = Cli::command();
+        let mut cli = command();
         cli.build();
         cli.clone().debug_assert();
         let below = |command: &clap::Command| -> Vec<clap::Command> {
