@@ -19,6 +19,7 @@ use rustix::net::sockopt::{Timeout, set_socket_recv_buffer_size_force, set_socke
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType};
 
 use crate::journey::{journey, skipped};
+use crate::peers::Peer;
 use crate::{process, programs, wait};
 
 /// Says to the process in the namespace which journey it is.
@@ -32,18 +33,27 @@ const CAPTURE_BUFFER_BYTES: usize = 64 << 20;
 
 /// A journey in a namespace of its own.
 #[must_use]
-pub fn journey_inside(name: &str, run: fn(&Path) -> Result<()>) -> Trial {
+pub fn journey_inside(name: &str, needs: &'static [Peer], run: fn(&Path) -> Result<()>) -> Trial {
     if std::env::var(INSIDE_ENV).is_ok_and(|inside| inside == name) {
-        return journey(name, &[], run);
+        return journey(name, needs, run);
     }
     let name = name.to_owned();
     Trial::ignorable_test(name.clone(), move || {
+        if let Some(peer) = needs.iter().find(|peer| peer.path().is_none()) {
+            return skipped(&peer.missing());
+        }
         if let Err(error) = can_unshare() {
             return skipped(&format!("needs root, unshare and ip, to make a network namespace: {error:#}"));
         }
         run_inside(&name).map_err(|error| Failed::from(format!("{error:#}")))?;
         Ok(Completion::Completed)
     })
+}
+
+/// Whether this process runs in a namespace of a journey's own.
+#[must_use]
+pub fn is_inside() -> bool {
+    std::env::var_os(INSIDE_ENV).is_some()
 }
 
 fn can_unshare() -> Result<()> {
@@ -85,7 +95,7 @@ fn run_inside(name: &str) -> Result<()> {
 /// # Errors
 /// Outside of a namespace of its own, and when the kernel refuses.
 pub fn cover(system: &str, content: &str, dir: &Path) -> Result<()> {
-    ensure!(std::env::var_os(INSIDE_ENV).is_some(), "not in a namespace of its own");
+    ensure!(is_inside(), "not in a namespace of its own");
     let file = dir.join(system.replace('/', "_"));
     std::fs::write(&file, content)?;
     let mut mount = Command::new("mount");

@@ -1,121 +1,58 @@
-//! A network of its own on this machine, one cable away, whose packets can be lost.
+//! Packets that are lost, in the network namespace that this process runs in: see [`crate::netns::journey_inside`].
 //!
-//! A network namespace and a pair of virtual interfaces; packets are dropped by nftables, inside the namespace alone.
-//! So TCP itself has to cope, with its own timers, as on a bad line. Needs root; all of it goes with its owner.
+//! nftables drops them at random, so TCP itself has to cope, with its own timers, as on a bad line. Never outside of a
+//! namespace of the test's own.
 
-use std::net::Ipv4Addr;
-use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::peers::in_path;
+use crate::{netns, process};
 
-/// The network.
-#[derive(Debug)]
-pub struct Network {
-    name: String,
-    address: Ipv4Addr,
+/// Loses so many of a hundred packets to and from a port from now on; 0 ends it.
+///
+/// # Errors
+/// Outside of a namespace of its own, when nftables is not there, or the kernel can't.
+pub fn lose(port: u16, percent: u8) -> Result<()> {
+    ensure!(netns::is_inside(), "not in a namespace of its own");
+    let nft = in_path("nft").context("there is no nft: `apt-get install nftables`")?;
+    run(Command::new(nft), &rules(port, percent)).map(drop)
 }
 
-impl Network {
-    /// A network whose packets all arrive.
-    ///
-    /// # Errors
-    /// When this user may not make one, or the kernel can't.
-    pub fn new() -> Result<Self> {
-        static MADE: AtomicU32 = AtomicU32::new(0);
-        ensure!(rustix::process::geteuid().is_root(), "needs root, for a network namespace of its own");
-        let made = MADE.fetch_add(1, Ordering::Relaxed);
-        let name = format!("sat{}x{made}", std::process::id());
-        // Four addresses each, of a corner of the private space that few use; told apart by process and count.
-        let corner = std::process::id().wrapping_mul(7).wrapping_add(made) % (1 << 14) * 4;
-        let base = u32::from(Ipv4Addr::new(10, 213, 0, 0)) + corner;
-        let (near, far) = (Ipv4Addr::from(base + 1), Ipv4Addr::from(base + 2));
-        ip(&["netns", "add", &name])?;
-        // From here on the namespace goes with this, and the cable with the namespace.
-        let network = Self { name, address: far };
-        let name = network.name.as_str();
-        ip(&["link", "add", name, "type", "veth", "peer", "name", "far", "netns", name])?;
-        ip(&["addr", "add", &format!("{near}/30"), "dev", name])?;
-        ip(&["link", "set", name, "up"])?;
-        ip(&["-n", name, "addr", "add", &format!("{far}/30"), "dev", "far"])?;
-        ip(&["-n", name, "link", "set", "far", "up"])?;
-        ip(&["-n", name, "link", "set", "lo", "up"])?;
-        network.lose(0)?;
-        Ok(network)
+/// Packets lost since [`lose`] was last called.
+///
+/// # Errors
+/// When nftables does not say.
+pub fn lost() -> Result<u64> {
+    let nft = in_path("nft").context("there is no nft: `apt-get install nftables`")?;
+    let said = run(Command::new(nft), "list table inet loss\n")?;
+    let mut words = said.split_whitespace();
+    let mut lost = 0;
+    while words.any(|word| word == "packets") {
+        lost += words.next().and_then(|word| word.parse::<u64>().ok()).unwrap_or_default();
     }
-
-    /// The address of what runs in it.
-    #[must_use]
-    pub fn address(&self) -> Ipv4Addr {
-        self.address
-    }
-
-    /// A program in it.
-    #[must_use]
-    pub fn run(&self, program: &Path) -> Command {
-        let mut command = Command::new(in_path("ip").unwrap_or_else(|| "ip".into()));
-        command.args(["netns", "exec", &self.name]).arg(program);
-        command
-    }
-
-    /// Loses so many packets of a hundred from now on, each way.
-    ///
-    /// # Errors
-    /// When nftables is not there, or the kernel can't.
-    pub fn lose(&self, percent: u8) -> Result<()> {
-        let nft = in_path("nft").context("there is no nft: `apt-get install nftables`")?;
-        // Packets within the namespace are its own affair.
-        let chain = |way: &str, device: &str| {
-            let rule = format!("{device} != \"lo\" numgen random mod 100 < {percent} counter drop");
-            let rule = if percent == 0 { "" } else { rule.as_str() };
-            format!("chain {way} {{\ntype filter hook {way} priority 0;\n{rule}\n}}\n")
-        };
-        let rules = format!(
-            "table inet loss\ndelete table inet loss\ntable inet loss {{\n{}{}}}\n",
-            chain("input", "iifname"),
-            chain("output", "oifname")
-        );
-        let file = tempfile::NamedTempFile::new()?;
-        std::fs::write(file.path(), rules)?;
-        done(self.run(&nft).arg("-f").arg(file.path()))
-    }
-
-    /// Packets lost so far since [`Network::lose`] was last called.
-    ///
-    /// # Errors
-    /// When nftables does not say.
-    pub fn lost(&self) -> Result<u64> {
-        let nft = in_path("nft").context("there is no nft: `apt-get install nftables`")?;
-        let output = self.run(&nft).args(["list", "table", "inet", "loss"]).output()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let mut words = text.split_whitespace();
-        let mut lost = 0;
-        while words.any(|word| word == "packets") {
-            lost += words.next().and_then(|word| word.parse::<u64>().ok()).unwrap_or_default();
-        }
-        Ok(lost)
-    }
+    Ok(lost)
 }
 
-impl Drop for Network {
-    fn drop(&mut self) {
-        // What still runs in it keeps it for as long as it runs, without its name.
-        drop(ip(&["netns", "del", &self.name]));
-    }
+/// Whether this machine can lose packets in a namespace that is there for the question only.
+#[must_use]
+pub fn works() -> bool {
+    let Some(nft) = in_path("nft") else { return false };
+    let mut command = Command::new("unshare");
+    command.arg("--net").arg(nft);
+    run(command, &rules(9, 1)).is_ok()
 }
 
-fn ip(arguments: &[&str]) -> Result<()> {
-    let ip = in_path("ip").context("there is no ip: `apt-get install iproute2`")?;
-    done(Command::new(ip).args(arguments))
+/// What arrives is dropped, so each packet has one chance.
+fn rules(port: u16, percent: u8) -> String {
+    let drop = |end: &str| format!("tcp {end} {port} numgen random mod 100 < {percent} counter drop\n");
+    let drops = if percent == 0 { String::new() } else { drop("dport") + &drop("sport") };
+    let chain = format!("chain input {{\ntype filter hook input priority 0;\n{drops}}}\n");
+    format!("table inet loss\ndelete table inet loss\ntable inet loss {{\n{chain}}}\n")
 }
 
-fn done(command: &mut Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("{command:?}"))?;
-    if !output.status.success() {
-        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
+/// nft, with its commands from stdin.
+fn run(mut nft: Command, commands: &str) -> Result<String> {
+    process::run(nft.args(["-f", "-"]), commands)?.success()
 }

@@ -10,7 +10,6 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::link::Link;
-use crate::network::Network;
 use crate::process::{self, Process, Said};
 use crate::programs;
 use crate::wait;
@@ -27,8 +26,6 @@ pub struct Relay {
     wrapper: Vec<String>,
     process: Option<Process>,
     environment: Vec<(String, String)>,
-    /// The network that it runs in, where that is not this machine's.
-    network: Option<Network>,
     /// The line to the web door: enrolment.
     pub web: Link,
     /// The line to the satellites' door.
@@ -85,7 +82,6 @@ impl Relay {
             wrapper: Vec::new(),
             process: None,
             environment: Vec::new(),
-            network: None,
             web: Link::new()?,
             session: Link::new()?,
         };
@@ -93,37 +89,13 @@ impl Relay {
         Ok(relay)
     }
 
-    /// The same in a network of its own; satellites reach it there, past the two links.
-    ///
-    /// # Errors
-    /// When no port is to be had or the directory can't be written.
-    pub fn in_network(dir: &Path, more_settings: &str, network: Network) -> Result<Self> {
-        let mut relay = Self::new(dir, more_settings)?;
-        relay.network = Some(network);
-        relay.write_settings()?;
-        Ok(relay)
-    }
-
-    /// The network of its own, where it has one.
-    #[must_use]
-    pub fn network(&self) -> Option<&Network> {
-        self.network.as_ref()
-    }
-
     fn write_settings(&self) -> Result<()> {
-        let (host, web, satellites) = match &self.network {
-            // Nobody else is in its network: any ports are free.
-            Some(network) => (network.address().to_string(), 8443, 8444),
-            None => ("localhost".to_owned(), self.web.port(), self.session.port()),
-        };
-        let listen = match &self.network {
-            Some(_) => format!("web_listen = \"{host}:{web}\"\nsatellites_listen = \"{host}:{satellites}\"\n"),
-            None => "web_listen = \"127.0.0.1:0\"\nsatellites_listen = \"127.0.0.1:0\"\n".to_owned(),
-        };
+        let (web, satellites) = (self.web.port(), self.session.port());
         // What the test adds comes first: it may be top-level keys, tables stand at its end.
         let log = if self.more_settings.contains("log = ") { "" } else { "log = \"debug\"\n" };
         let settings = format!(
-            "{log}{listen}web_url = \"https://{host}:{web}\"\nsession_url = \"wss://{host}:{satellites}\"\n{}\n",
+            "{log}web_listen = \"127.0.0.1:0\"\nsatellites_listen = \"127.0.0.1:0\"\n\
+             web_url = \"https://localhost:{web}\"\nsession_url = \"wss://localhost:{satellites}\"\n{}\n",
             self.more_settings
         );
         Ok(std::fs::write(self.settings(), settings)?)
@@ -175,8 +147,7 @@ impl Relay {
             std::fs::remove_file(&addresses)?;
         }
         let program = &programs::programs()?.relay;
-        let alone = || process::command_under(&self.wrapper, program);
-        let mut command = self.network.as_ref().map_or_else(alone, |network| network.run(program));
+        let mut command = process::command_under(&self.wrapper, program);
         command.arg("serve").arg("--data-dir").arg(self.data_dir()).arg("--settings").arg(self.settings());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let mut process = Process::start("satellite-relay", &mut command, &self.log())?;

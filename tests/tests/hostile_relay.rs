@@ -41,9 +41,9 @@ const POLICY: &str = "networks = [\"192.168.1.9\"]\nports = [8080]\n\
 
 fn main() -> ExitCode {
     journey::run(vec![
-        journey_inside("no_spelling_of_a_forbidden_address_gets_a_packet", spellings),
-        journey_inside("a_name_that_changes_its_address_leads_nowhere_else", rebinding),
-        journey_inside("a_configuration_that_keeps_changing_sweeps_no_network", churn),
+        journey_inside("no_spelling_of_a_forbidden_address_gets_a_packet", &[], spellings),
+        journey_inside("a_name_that_changes_its_address_leads_nowhere_else", &[], rebinding),
+        journey_inside("a_configuration_that_keeps_changing_sweeps_no_network", &[], churn),
         long_form("a_relay_that_says_absurd_things_hurts_only_its_own_session", absurdities),
     ])
 }

@@ -12,12 +12,12 @@ use satellite_tests::house::{CONNECTED_WITHIN, FAST_ARCHIVE, HOST_DOCUMENT, Hous
 use satellite_tests::journey::{self, journey};
 use satellite_tests::link::Way;
 use satellite_tests::middleman::{Middleman, Mischief};
-use satellite_tests::network::Network;
+use satellite_tests::netns::journey_inside;
 use satellite_tests::peers::Peer;
 use satellite_tests::relay::Relay;
 use satellite_tests::rounds::{Dice, first_seed, is_long_form, rounds};
 use satellite_tests::satellite::Satellite;
-use satellite_tests::wait;
+use satellite_tests::{network, wait};
 
 /// Cuts in the short form.
 const CUTS: u32 = 10;
@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(12);
 
 fn main() -> ExitCode {
     const PYTHON: &[Peer] = &[Peer::Python];
-    const NETWORK: &[Peer] = &[Peer::Python, Peer::Iproute2, Peer::LossyNetwork];
+    const LOSSY: &[Peer] = &[Peer::Python, Peer::Iproute2, Peer::LossyNetwork];
     journey::run(vec![
         journey("a_narrow_link_of_64_kbit_delivers_everything", PYTHON, narrow_link),
         journey("a_link_of_800_ms_delivers_everything", PYTHON, long_link),
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
         journey("a_session_that_is_cut_at_any_byte_is_made_good", PYTHON, cut_sessions),
         journey("an_enrolment_that_is_cut_at_any_byte_can_be_done_again", PYTHON, cut_enrolments),
         journey("lost_acknowledgements_and_repeated_and_reordered_blocks_do_no_harm", PYTHON, mischief),
-        journey("a_link_that_loses_a_third_of_its_packets_delivers_everything", NETWORK, lossy_link),
+        journey_inside("a_link_that_loses_a_third_of_its_packets_delivers_everything", LOSSY, lossy_link),
     ])
 }
 
@@ -332,17 +332,15 @@ fn come_back(house: &mut House) -> Result<()> {
 
 fn lossy_link(dir: &Path) -> Result<()> {
     let (plug, page) = two_devices()?;
-    let relay = Relay::in_network(dir, FAST_ARCHIVE, Network::new()?)?;
-    let mut house = House::around(dir, &[&plug, &page], relay, None)?;
-    let lose = |house: &House, percent| house.relay.network().context("a network")?.lose(percent);
+    let mut house = House::new(dir, &[&plug, &page])?;
     house.configure(&format!("{}{}", document(&plug, &page), HOST_DOCUMENT))?;
-    lose(&house, 30)?;
+    network::lose(house.relay.session.port(), 30)?;
     // A new connection as well: handshakes lose packets too.
     restart(&mut house)?;
     house.wait_for_polls(&plug, 10)?;
     house.wait_for_link(true)?;
     house.wait_for_polls(&plug, 10)?;
-    let lost = house.relay.network().context("a network")?.lost()?;
+    let lost = network::lost()?;
     ensure!(lost >= 5, "{lost} packets were lost");
     house.finish(&[&plug, &page])?;
     Ok(())
