@@ -289,6 +289,13 @@ impl Book {
         self.put_small(&block_store::history_key(opening), &past, changes);
     }
 
+    /// The same of what this side lost.
+    pub(super) fn disclaim_loss(&mut self, loss: &Loss, changes: &mut Changes) {
+        if let Some(opening) = self.opening_of(loss.lost.epoch) {
+            self.disclaim(opening, loss.lost.first_seq, loss.lost.last_seq, changes);
+        }
+    }
+
     fn opening_of(&self, epoch: Epoch) -> Option<u32> {
         let held = self.openings.iter().find(|(_, held)| held.descriptor.epoch == epoch).map(|(opening, _)| *opening);
         held.or_else(|| self.history.iter().find(|(_, past)| past.epoch == epoch).map(|(opening, _)| *opening))
@@ -297,9 +304,7 @@ impl Book {
     /// Takes in a loss and writes it, with those that it continues as one. The one has a number of its own, so that a
     /// commit that is undone leaves the others as they were.
     pub(super) fn put_loss(&mut self, mut loss: Loss, changes: &mut Changes) {
-        if let Some(opening) = self.opening_of(loss.lost.epoch) {
-            self.disclaim(opening, loss.lost.first_seq, loss.lost.last_seq, changes);
-        }
+        self.disclaim_loss(&loss, changes);
         while let Some(ordinal) = self.losses.iter().find(|(_, other)| eviction::joins(other, &loss)).map(|(n, _)| *n) {
             let Some(other) = self.losses.remove(&ordinal) else { break };
             changes.remove(block_store::loss_key(ordinal));

@@ -87,25 +87,31 @@ impl Past {
         for run in held {
             known.insert(run.first_seq, run.last_seq);
         }
-        holes(&known, self.last_seq).map(|(first, last)| self.claim(first, last, held, until_ms)).collect()
+        let claims = self.with_what_was_lost_beside(holes(&known, self.last_seq).collect());
+        claims.as_slice().iter().map(|&(first, last)| self.claim(first, last, held, until_ms)).collect()
     }
 
     fn known(&self, stored: &Ranges) -> Ranges {
         self.lost.as_slice().iter().chain(stored.as_slice()).copied().collect()
     }
 
-    /// One hole as a loss. What this side lost beside it goes along, so that both ends are known: the relay explains
-    /// only what is a hole, and where it stores what stands beside, its own frames say how many were due.
-    fn claim(&self, first: u64, last: u64, held: &[Run], until_ms: i64) -> Loss {
-        let (mut first_seq, mut last_seq) = (first, last);
+    /// What this side lost beside a hole goes along, and holes that only such a loss parts are one, so that both ends of
+    /// a claim are known: the relay explains only what is a hole, and where it stores what stands beside, its own frames
+    /// say how many were due.
+    fn with_what_was_lost_beside(&self, holes: Ranges) -> Ranges {
+        let mut claims = holes.clone();
         for &(first, last) in self.lost.as_slice() {
-            if last.saturating_add(1) == first_seq {
-                first_seq = first;
-            }
-            if first == last_seq.saturating_add(1) {
-                last_seq = last.min(self.last_seq);
+            let last = last.min(self.last_seq);
+            let mut ends = holes.as_slice().iter();
+            if first <= last && ends.any(|hole| last.saturating_add(1) == hole.0 || first == hole.1.saturating_add(1)) {
+                claims.insert(first, last);
             }
         }
+        claims
+    }
+
+    /// One claim as a loss.
+    fn claim(&self, first_seq: u64, last_seq: u64, held: &[Run], until_ms: i64) -> Loss {
         let before = held.iter().rfind(|run| run.last_seq < first_seq);
         let after = held.iter().find(|run| run.first_seq > last_seq);
         let beside = after.filter(|run| run.first_seq == last_seq.saturating_add(1));
@@ -172,6 +178,12 @@ mod tests {
     #[test]
     fn what_was_lost_here_beside_it_goes_along() {
         assert_eq!(claimed(&past(&[(31, 40), (61, 70)]), &stored(&[(1, 30)]), &[run(71, 100)]), [(31, 70, 140, 140)]);
+    }
+
+    #[test]
+    fn holes_that_a_loss_parts_are_claimed_once() {
+        let past = past(&[(1, 10), (21, 30)]);
+        assert_eq!(claimed(&past, &stored(&[]), &[run(41, 100)]), [(1, 40, 80, 80)]);
     }
 
     #[test]

@@ -229,9 +229,10 @@ impl Stock {
         book.counter = book.counter.max(acked.counter) + 1;
 
         let found_losses = std::mem::take(&mut book.losses);
-        let new = found_losses.iter().filter(|(ordinal, _)| **ordinal >= acked.head.loss_next);
+        let mut new = found_losses.clone();
+        new.retain(|ordinal, _| *ordinal >= acked.head.loss_next);
         let mut losses: BTreeMap<u64, Loss> = acked.losses.clone();
-        losses.extend(new.map(|(ordinal, loss)| (*ordinal, loss.clone())));
+        losses.extend(new.clone());
         for ordinal in found_losses.keys().filter(|ordinal| !losses.contains_key(ordinal)) {
             changes.remove(block_store::loss_key(*ordinal));
         }
@@ -244,6 +245,10 @@ impl Stock {
         book.losses = losses;
         book.history.clone_from(&acked.history);
         book.satellite.clone_from(&acked.satellite);
+        // What went with a commit that counts for nothing is gone all the same, and not the relay's to have.
+        for loss in new.into_values() {
+            book.disclaim_loss(&loss, &mut changes);
+        }
         book.put_history(&mut changes);
 
         let held = book.openings.entry(opening).or_insert_with(|| Held::new(self.descriptor.clone()));
@@ -691,4 +696,87 @@ fn trim_series<S: Values>(
     }
     let lacks = next != next_series;
     Ok(lacks.then(|| "descriptors of series were lost with the damaged store: restart the satellite".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+
+    use satellite_shared::wire::to_satellite::Stored;
+
+    use super::super::tests::{Writer, clock};
+    use super::*;
+
+    /// A store in memory, whose flush can fail after everything was written.
+    #[derive(Default)]
+    struct Shelf {
+        tree: RefCell<BTreeMap<Vec<u8>, Vec<u8>>>,
+        flush_fails: Cell<bool>,
+    }
+
+    impl Values for Shelf {
+        type Bytes = Vec<u8>;
+
+        fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+            Ok(self.tree.borrow().get(key).cloned())
+        }
+
+        fn scan(&self, from: Vec<u8>, below: Vec<u8>) -> impl Iterator<Item = Result<(Vec<u8>, Vec<u8>), StoreError>> {
+            let found: Vec<_> =
+                self.tree.borrow().range(from..below).map(|(k, v)| Ok((k.clone(), v.clone()))).collect();
+            found.into_iter()
+        }
+
+        fn last(&self, from: &[u8], below: &[u8]) -> Option<Result<Vec<u8>, StoreError>> {
+            self.tree.borrow().range(from.to_vec()..below.to_vec()).next_back().map(|(_, value)| Ok(value.clone()))
+        }
+
+        fn apply(&self, changes: Changes) -> Result<(), StoreError> {
+            for (key, value) in changes.into_all() {
+                match value {
+                    Some(value) => self.tree.borrow_mut().insert(key, value),
+                    None => self.tree.borrow_mut().remove(&key),
+                };
+            }
+            Ok(())
+        }
+
+        fn flush(&self) -> Result<(), StoreError> {
+            if self.flush_fails.take() { Err(std::io::Error::other("no").into()) } else { Ok(()) }
+        }
+
+        fn flush_first(&mut self) -> Result<(), StoreError> {
+            self.flush()
+        }
+    }
+
+    fn bounds(bytes_max: u64) -> Bounds {
+        Bounds { bytes_max, age_max_ms: i64::MAX, disk_short: false, now_ms: 0 }
+    }
+
+    #[test]
+    fn what_went_with_a_commit_that_failed_is_not_taken_for_the_relays_loss() {
+        let (mut shelf, satellite) = (Shelf::default(), "st_aaaaaaaaaaaaaaaa".parse().unwrap());
+        let mut writer = Writer::new(Epoch(7), clock());
+        let mut stock = Stock::new(writer.epoch, String::new(), 0);
+        let found = Stock::find(&shelf).unwrap();
+        stock.settle(&mut shelf, found, 0).unwrap();
+        stock.compare(&shelf, &satellite, &[], 0).unwrap();
+        let first = Commit { blocks: vec![writer.samples(50), writer.samples(50)], ..Commit::default() };
+        let headers = stock.check(&first, 1 << 20).unwrap();
+        stock.commit(&shelf, &first, &headers, &bounds(1 << 20)).unwrap();
+
+        let second = Commit { blocks: vec![writer.samples(50)], ..Commit::default() };
+        let headers = stock.check(&second, 1 << 20).unwrap();
+        shelf.flush_fails.set(true);
+        assert!(stock.commit(&shelf, &second, &headers, &bounds(1_100)).is_err());
+        let found = Stock::find(&shelf).unwrap();
+        stock.settle(&mut shelf, found, 0).unwrap();
+        let lost: Vec<_> = stock.losses().iter().map(|loss| (loss.lost.first_seq, loss.lost.last_seq)).collect();
+        assert_eq!(lost, [(1, 50)], "the first block went all the same");
+
+        let nothing = [Stored { epoch: writer.epoch, ranges: Ranges::default() }];
+        assert_eq!(stock.compare(&shelf, &satellite, &nothing, 0).unwrap(), 0);
+        assert_eq!(stock.losses().len(), 1);
+    }
 }
