@@ -138,8 +138,8 @@ const fn aside(name: &'static str, path: &'static str, needs: &'static str, make
     Part { name, place: Place::Aside(path), by_default: true, needs, make }
 }
 
-const fn when_listed(name: &'static str, needs: &'static str, make: fn() -> Box<dyn Read>) -> Part {
-    Part { name, place: Place::Aside("proc"), by_default: false, needs, make }
+const fn when_listed(name: &'static str, path: &'static str, needs: &'static str, make: fn() -> Box<dyn Read>) -> Part {
+    Part { name, place: Place::Aside(path), by_default: false, needs, make }
 }
 
 /// What no kernel goes without.
@@ -178,7 +178,9 @@ static PARTS: &[Part] = &[
     aside("netclass", "sys/class/net", "it needs /sys: is it mounted?", || Box::new(Plain(netclass::read))),
     here("netdev", PROC, || Box::new(Plain(netdev::read))),
     here("netstat", PROC, || Box::new(netstat::Netstat::default())),
-    when_listed("network_address", "it needs a network interface", || Box::new(network_address::NetworkAddress)),
+    when_listed("network_address", "proc", "it needs a network interface", || {
+        Box::new(network_address::NetworkAddress)
+    }),
     here("nfs", "it needs an NFS mount", || Box::new(Plain(nfs::read))),
     here("nfsd", "it needs a running NFS server", || Box::new(Plain(nfsd::read))),
     here("nvme", "it needs an NVMe drive", || Box::new(Plain(nvme::read))),
@@ -192,7 +194,12 @@ static PARTS: &[Part] = &[
     here("pressure", "it needs a kernel with pressure stall information: boot with `psi=1`", || {
         Box::new(Plain(pressure::read))
     }),
-    when_listed("processes", PROC, || Box::new(processes::Processes::default())),
+    when_listed(
+        "processes",
+        "proc/1",
+        "it needs to see everyone's processes, which the unit's `ProtectProc=` hides: its drop-in `processes.conf` allows it",
+        || Box::new(processes::Processes::default()),
+    ),
     aside(
         "rapl",
         "sys/class/powercap",

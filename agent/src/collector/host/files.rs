@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::ErrorKind;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -110,19 +111,7 @@ impl Files {
 
     /// A whole file of at most so many bytes.
     pub(super) fn text_up_to(&mut self, relative: &str, max: usize) -> Result<&str, Trouble> {
-        self.read(relative, |file, bytes| {
-            let mut len = 0;
-            loop {
-                if len == bytes.len() {
-                    bytes.resize(len * 2, 0);
-                }
-                let read = read_at(file, &mut bytes[len..], len)?;
-                len += read;
-                if read == 0 || len > max {
-                    return Ok(len);
-                }
-            }
-        })?;
+        self.read(relative, |file, bytes| read_whole(file, bytes, max))?;
         if self.len > max {
             return Err(Trouble::TooLarge(self.path.as_str().into(), max));
         }
@@ -176,6 +165,21 @@ impl Files {
         if self.root.is_empty() { Ok(()) } else { Err(Trouble::Absent(self.path(""))) }
     }
 
+    /// Whether somebody who sees more opened a file of `/proc` for this program, as its standard input.
+    pub(super) fn is_handed_over(&self) -> bool {
+        let kind = rustix::fs::fstatfs(std::io::stdin()).map(|stat| stat.f_type);
+        self.root.is_empty() && kind == Ok(rustix::fs::PROC_SUPER_MAGIC)
+    }
+
+    /// That file, whole.
+    pub(super) fn handed_over(&mut self) -> Result<&str, Trouble> {
+        "/dev/stdin".clone_into(&mut self.path);
+        let file = std::io::stdin().as_fd().try_clone_to_owned().map(File::from);
+        let read = file.and_then(|file| read_whole(&file, &mut self.bytes, TEXT_BYTES_MAX));
+        self.len = read.map_err(|error| Trouble::of(&self.path, error))?;
+        self.utf8()
+    }
+
     /// A trouble with the file that was read last.
     pub(super) fn malformed(&self, what: &'static str) -> Trouble {
         Trouble::Malformed(self.path.as_str().into(), what)
@@ -225,6 +229,21 @@ impl Files {
         }
         std::str::from_utf8(&self.bytes[..self.len])
             .map_err(|_| Trouble::Malformed(self.path.as_str().into(), "not UTF-8"))
+    }
+}
+
+/// Until the end, or a little beyond `max`.
+fn read_whole(file: &File, bytes: &mut Vec<u8>, max: usize) -> std::io::Result<usize> {
+    let mut len = 0;
+    loop {
+        if len == bytes.len() {
+            bytes.resize(len * 2, 0);
+        }
+        let read = read_at(file, &mut bytes[len..], len)?;
+        len += read;
+        if read == 0 || len > max {
+            return Ok(len);
+        }
     }
 }
 

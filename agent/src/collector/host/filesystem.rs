@@ -126,9 +126,12 @@ fn tell(mount: &Mount, usage: Option<&StatFs>, out: &mut Out<'_>) {
 
 /// What is mounted and not left out; of two mounts at one point the one that hides the other.
 fn mounts(files: &mut Files) -> Result<Vec<Mount>, Trouble> {
-    // The first process sees the machine's mounts; the satellite's own view is what systemd leaves it.
+    // The first process sees the machine's mounts; the satellite's own view is what systemd leaves it. Where the first
+    // process is hidden, too, the unit hands its table over: `StandardInput=file:/proc/1/mounts`.
+    let handed_over = files.is_handed_over();
     let text = match files.text("proc/1/mounts") {
         Ok(_) => files.text("proc/1/mounts")?,
+        Err(Trouble::Absent(_) | Trouble::Denied(_)) if handed_over => files.handed_over()?,
         Err(Trouble::Absent(_) | Trouble::Denied(_)) => files.text("proc/mounts")?,
         Err(trouble) => return Err(trouble),
     };
