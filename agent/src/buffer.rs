@@ -372,6 +372,11 @@ impl Buffer {
         self.ask(|answer| Command::LateNotes { answer }).await.flatten()
     }
 
+    /// Returns when the thread that owns the store has come to it, or has ended: it is not stuck.
+    pub async fn answer(&self) {
+        self.ask(|answer| Command::Answer { answer }).await;
+    }
+
     /// What the buffer holds, as it changes.
     #[must_use]
     pub fn state(&self) -> watch::Receiver<BufferState> {

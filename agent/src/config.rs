@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use satellite_shared::config::{Device, Document, Problem};
+use satellite_shared::heartbeat::Beat;
 use satellite_shared::id::DeviceName;
 use satellite_shared::wire::to_relay::{ConfigItem, ConfigState, ConfigStatus};
 use satellite_shared::wire::to_satellite::Config;
@@ -44,6 +45,7 @@ pub struct Configurator {
     parts: Parts,
     current: BTreeMap<DeviceName, (Device, Value)>,
     last_good: LastGood,
+    beat: Beat,
 }
 
 /// What the task is made of.
@@ -71,7 +73,13 @@ impl Configurator {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         let last_good = LastGood::load(&parts.dir);
-        Self { parts, current: BTreeMap::new(), last_good }
+        Self { parts, current: BTreeMap::new(), last_good, beat: Beat::default() }
+    }
+
+    /// Counts its turns here.
+    #[must_use]
+    pub fn beating(self, beat: Beat) -> Self {
+        Self { beat, ..self }
     }
 
     /// Applies what comes until told to stop.
@@ -79,8 +87,10 @@ impl Configurator {
         self.on_start().await;
         let mut expected_at = Instant::now() + EXPECTED_FIRST;
         loop {
+            self.beat.beat();
             tokio::select! {
                 () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(self.beat.every()) => {}
                 Some(config) = self.parts.configs.recv() => {
                     self.on_config(config).await;
                     expected_at = Instant::now() + EXPECTED_FIRST;

@@ -26,6 +26,8 @@ pub mod kernel_clock;
 
 pub mod local;
 
+pub mod systemd;
+
 pub mod satellite;
 
 pub mod cli;

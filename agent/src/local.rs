@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use satellite_shared::clock::Clock;
 use satellite_shared::gap::Gap;
+use satellite_shared::heartbeat::Beat;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -57,6 +58,7 @@ pub struct Local {
     parts: Arc<Parts>,
     listener: UnixListener,
     path: PathBuf,
+    beat: Beat,
 }
 
 /// Whom the socket asks in turn.
@@ -101,15 +103,23 @@ impl Local {
         }
         let listener = UnixListener::bind(&path)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o660))?;
-        Ok(Self { parts: Arc::new(parts), listener, path })
+        Ok(Self { parts: Arc::new(parts), listener, path, beat: Beat::default() })
+    }
+
+    /// Counts its turns here.
+    #[must_use]
+    pub fn beating(self, beat: Beat) -> Self {
+        Self { beat, ..self }
     }
 
     /// Answers until told to stop.
     pub async fn run(self, shutdown: CancellationToken, tracker: TaskTracker) {
         let turns = Arc::new(tokio::sync::Semaphore::new(REQUESTS_MAX));
         loop {
+            self.beat.beat();
             tokio::select! {
                 () = shutdown.cancelled() => break,
+                () = tokio::time::sleep(self.beat.every()) => {}
                 accepted = self.listener.accept() => {
                     let Ok((stream, _)) = accepted else {
                         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use satellite_shared::clock::Clock;
 use satellite_shared::gap::Gap;
+use satellite_shared::heartbeat::Beat;
 use satellite_shared::id::DeviceName;
 use satellite_shared::wire::block::ClockQuality;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -109,6 +110,7 @@ pub struct Recorder {
     /// When this run began, while the notes of the run before have not been seen.
     notes_missing_since_ms: Option<i64>,
     quality: (ClockQuality, Option<Instant>),
+    beat: Beat,
 }
 
 /// What the recorder is made of.
@@ -152,7 +154,14 @@ impl Recorder {
             orders: parts.orders,
             notes_missing_since_ms,
             quality: (ClockQuality::Unknown, None),
+            beat: Beat::default(),
         }
+    }
+
+    /// Counts its turns here.
+    #[must_use]
+    pub fn beating(self, beat: Beat) -> Self {
+        Self { beat, ..self }
     }
 
     /// Records until the scheduler has gone, then commits what is left.
@@ -162,6 +171,7 @@ impl Recorder {
     pub async fn run(mut self) -> Result<(), CommitError> {
         let mut next = Instant::now() + self.commit_every;
         loop {
+            self.beat.beat();
             let wake = self.draft.is_awake();
             tokio::select! {
                 step = self.steps.recv() => match step {
@@ -170,6 +180,7 @@ impl Recorder {
                 },
                 Some(answer) = self.gap_queries.recv() => drop(answer.send(self.draft.recent_gaps())),
                 () = tokio::time::sleep_until(next), if wake => next = self.on_commit_time(false).await?,
+                () = tokio::time::sleep(self.beat.every()) => {}
             }
             let full = self.draft.is_large() && self.state.borrow().degraded.is_none();
             if full || !self.waiting.is_empty() {
@@ -267,6 +278,7 @@ impl Recorder {
     async fn wait_for_retry(&mut self, last: bool) {
         let until = Instant::now() + if self.is_stopping(last) { RETRY_AFTER / 4 } else { RETRY_AFTER };
         loop {
+            self.beat.beat();
             tokio::select! {
                 Some(step) = self.steps.recv() => self.on_step(step),
                 Some(answer) = self.gap_queries.recv() => drop(answer.send(self.draft.recent_gaps())),

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use satellite_shared::clock::{Clock, Now, SystemClock};
+use satellite_shared::heartbeat::Heartbeats;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,6 +21,7 @@ use crate::recorder::notes::Notes;
 use crate::recorder::{self, Recorder, RecorderState};
 use crate::scheduler::Scheduler;
 use crate::settings::Settings;
+use crate::systemd::{ServiceManager, Supervisor};
 use crate::uplink::{self, Uplink};
 
 /// Steps that may wait for the recorder; polling waits beyond.
@@ -99,11 +101,11 @@ impl Satellite {
         })
     }
 
-    /// Runs until told to stop.
+    /// Runs until told to stop, and tells the service manager how things stand.
     ///
     /// # Errors
     /// The task that ended unasked.
-    pub async fn run(self, shutdown: CancellationToken) -> Result<(), SatelliteError> {
+    pub async fn run(self, shutdown: CancellationToken, manager: ServiceManager) -> Result<(), SatelliteError> {
         let notes = self.opened.notes.as_deref().and_then(Notes::read);
         let stopped_since_ms = notes.as_ref().map(|notes| notes.until_ms);
         let held: u64 = self.buffer.state().borrow().records;
@@ -157,7 +159,7 @@ impl Satellite {
                 orders,
                 gaps,
                 probes,
-                link: seen.link,
+                link: seen.link.clone(),
                 identity: seen.identity,
                 buffer: self.buffer.state(),
                 recorder: recorder_watch,
@@ -169,8 +171,10 @@ impl Satellite {
         )
         .map_err(|source| SatelliteError::Directory { path: self.settings.run_dir.clone(), source })?;
 
-        let tasks = Tasks { scheduler, recorder, configurator, uplink, local };
-        let result = tasks.run(shutdown).await;
+        let mut heartbeats = manager.heartbeats();
+        let tasks = Tasks { scheduler, recorder, configurator, uplink, local }.beating(&mut heartbeats);
+        let supervisor = Supervisor::new(manager, heartbeats, self.clock, self.buffer.clone(), seen.link);
+        let result = tasks.run_under(supervisor, shutdown).await;
         self.buffer.close();
         result
     }
@@ -185,6 +189,23 @@ struct Tasks {
 }
 
 impl Tasks {
+    fn beating(self, heartbeats: &mut Heartbeats) -> Self {
+        Self {
+            scheduler: self.scheduler.beating(heartbeats.task("scheduler")),
+            recorder: self.recorder.beating(heartbeats.task("recorder")),
+            configurator: self.configurator.beating(heartbeats.task("configurator")),
+            uplink: self.uplink.beating(heartbeats.task("uplink")),
+            local: self.local.beating(heartbeats.task("local socket")),
+        }
+    }
+
+    async fn run_under(self, supervisor: Supervisor, shutdown: CancellationToken) -> Result<(), SatelliteError> {
+        tokio::select! {
+            result = self.run(shutdown) => result,
+            never = supervisor.run() => match never {},
+        }
+    }
+
     /// Starts every task and ends them in the order that data flows.
     async fn run(self, shutdown: CancellationToken) -> Result<(), SatelliteError> {
         let tracker = TaskTracker::new();

@@ -23,6 +23,7 @@ use futures_util::stream::FuturesUnordered;
 use satellite_shared::clock::Clock;
 use satellite_shared::config::{Device, Metric};
 use satellite_shared::gap::Reason;
+use satellite_shared::heartbeat::Beat;
 use satellite_shared::id::DeviceName;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -125,6 +126,7 @@ pub struct Scheduler {
     hold: Option<watch::Receiver<Option<bool>>>,
     next_poll: u64,
     next_line: u64,
+    beat: Beat,
 }
 
 /// The scheduler's time: goes on evenly, follows the wall clock when that is set.
@@ -187,12 +189,20 @@ impl Scheduler {
             hold: None,
             next_poll: 0,
             next_line: 0,
+            beat: Beat::default(),
         }
+    }
+
+    /// Counts its turns here.
+    #[must_use]
+    pub fn beating(self, beat: Beat) -> Self {
+        Self { beat, ..self }
     }
 
     /// Polls until told to stop; what is under way then becomes a gap.
     pub async fn run(mut self, shutdown: CancellationToken) {
         loop {
+            self.beat.beat();
             let wake = self.next_wake();
             tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -213,7 +223,7 @@ impl Scheduler {
         let wait = next.map_or(CLOCK_CHECK, |next| {
             Duration::from_millis(u64::try_from(next.saturating_sub(self.now_ms())).unwrap_or(0))
         });
-        Instant::now() + wait.min(CLOCK_CHECK)
+        Instant::now() + wait.min(CLOCK_CHECK).min(self.beat.every())
     }
 
     fn tell(&self, through_ms: i64, what: What) -> impl Future<Output = ()> + Send + use<> {

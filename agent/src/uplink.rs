@@ -32,6 +32,7 @@ use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use satellite_shared::clock::{Clock, Now};
+use satellite_shared::heartbeat::Beat;
 use satellite_shared::wire::ToRelay;
 use satellite_shared::wire::to_relay::{Authenticate, ConfigStatus, Progress, Renew, Stream};
 use satellite_shared::wire::to_satellite::{Authenticated, Certificate, Config, Hello};
@@ -58,7 +59,8 @@ pub use proxy::ProxySettings;
 const LOOK_MS: u64 = 3_000;
 /// A new certificate is used within this; the old one is good meanwhile.
 const RECONNECT_SPREAD_MS: f64 = 60_000.0;
-const NO_LEASE: &str = "this machine has no lease: run `satellite lease set`";
+/// What is to be done about it, as `satellite status` and the service manager say it.
+pub(crate) const NO_LEASE: &str = "needs a lease: run sudo satellite lease set";
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What the task is made of.
@@ -121,6 +123,7 @@ pub struct Uplink {
     last_status: Option<ConfigStatus>,
     stop_ms: Option<u64>,
     stopped: bool,
+    beat: Beat,
 }
 
 enum Phase {
@@ -194,8 +197,15 @@ impl Uplink {
             last_status: None,
             stop_ms: None,
             stopped: false,
+            beat: Beat::default(),
         };
         (uplink, seen)
+    }
+
+    /// Counts its turns here.
+    #[must_use]
+    pub fn beating(self, beat: Beat) -> Self {
+        Self { beat, ..self }
     }
 
     /// Runs until told to stop, then sends what fits in the grace period.
@@ -203,7 +213,8 @@ impl Uplink {
         self.look();
         self.on_tick();
         while !self.stopped {
-            let sleep = Duration::from_millis(self.sleep_ms());
+            self.beat.beat();
+            let sleep = Duration::from_millis(self.sleep_ms()).min(self.beat.every());
             tokio::select! {
                 () = shutdown.cancelled(), if self.stop_ms.is_none() => self.on_stop(),
                 happened = self.phase.happened() => self.on_happened(happened),

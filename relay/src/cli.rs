@@ -9,6 +9,8 @@ mod config;
 
 mod lease;
 
+mod logging;
+
 pub mod records;
 
 mod satellite;
@@ -17,16 +19,13 @@ mod serve;
 
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use chrono::{DateTime, SecondsFormat};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use satellite_shared::clock::{Clock, SystemClock};
-use tracing::Level;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt as _;
 
 use crate::data_dir::{self, DataDir, DataDirError};
 use crate::registry::{Registry, RegistryError};
@@ -174,6 +173,8 @@ impl From<RegistryError> for Failure {
 /// What every command has.
 #[derive(Debug)]
 pub(crate) struct Shell {
+    /// The file that the settings are from, where one was named.
+    settings_path: Option<PathBuf>,
     pub(crate) settings: Settings,
     pub(crate) data_dir: DataDir,
 }
@@ -182,12 +183,12 @@ impl Shell {
     fn open(place: Place) -> Result<Self, Failure> {
         let settings = Settings::load(place.settings.as_deref())?;
         let data_dir = DataDir::open(&place.data_dir)?;
-        Ok(Self { settings, data_dir })
+        Ok(Self { settings_path: place.settings, settings, data_dir })
     }
 
     /// Runs a command that ends by itself.
     fn wait(&self, command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-        log_to_stderr(tracing::Level::WARN);
+        logging::start(tracing::Level::WARN);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.map_err(anyhow::Error::from)?.block_on(command)
     }
@@ -263,21 +264,6 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let mut lines = vec![line(&mut head.iter().copied())];
     lines.extend(rows.iter().map(|row| line(&mut row.iter().map(String::as_str))));
     lines.join("\n")
-}
-
-/// Logs to stderr; without times under systemd, which has its own. Libraries tell each step only at `trace`.
-fn log_to_stderr(level: Level) {
-    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let of_libraries = if level == Level::TRACE { level } else { level.min(Level::INFO) };
-    let targets = Targets::new().with_default(of_libraries).with_target("satellite", level);
-    let builder = tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(level).with_ansi(colours);
-    let installed = if std::env::var_os("JOURNAL_STREAM").is_some() {
-        tracing::subscriber::set_global_default(builder.without_time().finish().with(targets))
-    } else {
-        tracing::subscriber::set_global_default(builder.finish().with(targets))
-    };
-    // An error only means that a test has installed one before.
-    drop(installed);
 }
 
 /// The default settings path, for messages.

@@ -29,6 +29,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use satellite_shared::clock::Clock;
 use satellite_shared::gap::Gap;
+use satellite_shared::heartbeat::Beat;
 use satellite_shared::id::{Epoch, SatelliteId};
 use satellite_shared::metric::Series;
 use satellite_shared::wire::block::{Group, Header};
@@ -44,6 +45,7 @@ use crate::ingest::intake::{Bounds, Filling, Intake};
 use crate::registry::{Intent, Registry, RegistryError, random};
 use crate::sink::archive::Store;
 use crate::sink::archive::layout::BatchId;
+use crate::systemd::waiting;
 
 /// Blocks between the sessions and the committer; decoded, the largest is half a megabyte.
 const BLOCKS_MAX: usize = 64;
@@ -201,6 +203,7 @@ pub struct Committer {
     held: Option<Block>,
     /// The commit on its way.
     flight: Option<Flight>,
+    beat: Beat,
     /// Held for as long as the task lives.
     _lock: File,
 }
@@ -239,7 +242,14 @@ impl Committer {
         let parts = Parts { relay, registry, store, clock };
         let intake = Intake::new(parts.batch_id());
         let resolved = CancellationToken::new();
-        Ok((ingest, Self { parts, bounds, blocks, resolved, intake, held: None, flight: None, _lock: lock }))
+        let beat = Beat::default();
+        Ok((ingest, Self { parts, bounds, blocks, resolved, intake, held: None, flight: None, beat, _lock: lock }))
+    }
+
+    /// Counts its turns here.
+    #[must_use]
+    pub fn beating(self, beat: Beat) -> Self {
+        Self { beat, ..self }
     }
 
     /// Cancelled when what the last run left is resolved, and a registry that was copied back knows what is stored.
@@ -253,12 +263,14 @@ impl Committer {
     /// # Errors
     /// When somebody else ended a batch of this committer.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), IngestError> {
-        let Some(abandoned) = resolve(&self.parts, &shutdown).await else { return Ok(()) };
+        let resolving = resolve(&self.parts, &shutdown);
+        let Some(abandoned) = waiting(&self.beat, resolving).await else { return Ok(()) };
         self.resolved.cancel();
         let sweep = recovery::sweep(self.parts.clone(), abandoned, recovery::SWEEPS).fuse();
         tokio::pin!(sweep);
         let mut sweeping = true;
         loop {
+            self.beat.beat();
             self.take_held().await;
             let takes = self.held.is_none() && !self.intake.is_full(&self.bounds);
             let due_in = self.due_in().filter(|_| self.flight.is_none());
@@ -269,12 +281,18 @@ impl Committer {
                 () = tokio::time::sleep(due_in.unwrap_or_default()), if due_in.is_some() => self.depart(),
                 Some(block) = self.blocks.recv(), if takes => self.on_block(block).await,
                 () = &mut sweep, if sweeping => sweeping = false,
+                () = tokio::time::sleep(self.beat.every()) => {}
             }
         }
         self.finish().await
     }
 
     async fn on_block(&mut self, block: Block) {
+        let beat = self.beat.clone();
+        waiting(&beat, self.take(block)).await;
+    }
+
+    async fn take(&mut self, block: Block) {
         let now = self.parts.clock.now();
         for stream in self.intake.unknown(&block) {
             let row = commit::persist("ask for a stream", || async {

@@ -24,6 +24,8 @@ pub mod web;
 
 pub mod settings;
 
+pub mod systemd;
+
 pub mod relay;
 
 pub mod cli;

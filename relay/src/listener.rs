@@ -21,6 +21,7 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
+use satellite_shared::heartbeat::Beat;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
@@ -106,6 +107,15 @@ fn bind_exactly(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
+/// The sockets of both doors, which may outlive the relay that listens on them: connections wait meanwhile.
+#[derive(Debug)]
+pub struct Sockets {
+    /// The web door's.
+    pub web: std::net::TcpListener,
+    /// The satellites' door's.
+    pub satellites: std::net::TcpListener,
+}
+
 /// One door.
 #[derive(Debug)]
 pub struct Listener {
@@ -115,6 +125,7 @@ pub struct Listener {
     limits: Limits,
     admission: Arc<Admission>,
     tracker: TaskTracker,
+    beat: Beat,
 }
 
 impl Listener {
@@ -128,7 +139,13 @@ impl Listener {
         tracker: TaskTracker,
     ) -> Self {
         let admission = Arc::new(Admission::new(&limits));
-        Self { name, socket, tls, limits, admission, tracker }
+        Self { name, socket, tls, limits, admission, tracker, beat: Beat::default() }
+    }
+
+    /// Counts its turns here.
+    #[must_use]
+    pub fn beating(self, beat: Beat) -> Self {
+        Self { beat, ..self }
     }
 
     /// Lets satellites in until shutdown, each to `serve`.
@@ -184,10 +201,12 @@ impl Listener {
     async fn accept(&self, shutdown: &CancellationToken) -> Option<(TcpStream, SocketAddr)> {
         let mut failures = 0u32;
         loop {
+            self.beat.beat();
             let accepted = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return None,
                 accepted = self.socket.accept() => accepted,
+                () = tokio::time::sleep(self.beat.every()) => continue,
             };
             match accepted {
                 Ok((stream, peer)) => {

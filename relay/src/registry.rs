@@ -148,6 +148,15 @@ impl RegistryError {
         }
     }
 
+    /// Whether somebody else holds what was asked for, for longer than anybody should.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        let Self::Database(error) = self else { return false };
+        let said = error.as_database_error().and_then(|error| error.code()?.parse::<u32>().ok());
+        // The low byte of an extended code is the code: SQLITE_BUSY.
+        said.is_some_and(|code| code & 0xff == 5) || matches!(error, sqlx::Error::PoolTimedOut)
+    }
+
     fn content(what: &'static str, detail: impl ToString) -> Self {
         Self::Content { what, detail: detail.to_string() }
     }
@@ -220,6 +229,14 @@ impl Registry {
     pub async fn begin(&self) -> Result<Transaction<'static, Any>, RegistryError> {
         let begun = if self.sqlite { self.pool.begin_with("BEGIN IMMEDIATE").await } else { self.pool.begin().await };
         Ok(begun?)
+    }
+
+    /// Whether it can be written to: waits for the lock that every change takes, and gives it back.
+    ///
+    /// # Errors
+    /// When the lock or a connection is not to be had in time.
+    pub async fn answer(&self) -> Result<(), RegistryError> {
+        Ok(self.begin().await?.rollback().await?)
     }
 
     /// What this relay calls itself: random, made with the registry.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use satellite_shared::clock::Clock;
+use satellite_shared::heartbeat::{Beat, Heartbeats};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -21,7 +22,7 @@ use crate::authority::{Authority, AuthorityError, Door, Names};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::enrolment::{self, Enrolment, SessionUrl};
 use crate::ingest::{self, Committer, Ingest, IngestError};
-use crate::listener::{self, Listener};
+use crate::listener::{self, Listener, Sockets};
 use crate::registry::{Registry, RegistryError};
 use crate::session::{self, Changes, Roster};
 use crate::settings::{self, Settings};
@@ -102,6 +103,8 @@ pub struct Relay {
     ingest: Parts,
     ended: mpsc::Receiver<&'static str>,
     stop_grace: Duration,
+    sockets: Sockets,
+    roster: Roster,
     _serving: File,
 }
 
@@ -128,6 +131,18 @@ impl Parts {
         });
     }
 
+    /// Says when what the last run left is resolved.
+    fn commit(&self, committer: Committer) -> CancellationToken {
+        let resolved = committer.resolved();
+        let shutdown = self.shutdown.clone();
+        self.spawn("the committer", async move {
+            if let Err(error) = committer.run(shutdown).await {
+                tracing::error!(%error, "nothing can be committed any more");
+            }
+        });
+        resolved
+    }
+
     async fn wait(&self, grace: Duration) {
         self.tracker.close();
         if timeout(grace, self.tracker.wait()).await.is_err() {
@@ -142,6 +157,20 @@ impl Relay {
     /// # Errors
     /// Names what can't be used, and what to do.
     pub async fn start(settings: &Settings, data_dir: &DataDir, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+        Self::start_on(None, settings, data_dir, clock, &mut Heartbeats::new(None)).await
+    }
+
+    /// The same on sockets that are there already; its tasks count their turns for a watchdog.
+    ///
+    /// # Errors
+    /// Names what can't be used, and what to do.
+    pub async fn start_on(
+        sockets: Option<Sockets>,
+        settings: &Settings,
+        data_dir: &DataDir,
+        clock: Arc<dyn Clock>,
+        heartbeats: &mut Heartbeats,
+    ) -> Result<Self, StartError> {
         let serving = data_dir.lock_or_refuse("serve.lock")?;
         let registry = Registry::open(data_dir.path()).await?;
         let authority = Authority::load_or_create(data_dir, clock.now().wall_ms)?;
@@ -149,9 +178,8 @@ impl Relay {
         let keeper = CertificateKeeper::new(settings, &registry, &authority, Arc::clone(&clock));
         keeper.look().await?;
 
-        let web = listen("web_listen", settings.web_listen)?;
-        let satellites = listen("satellites_listen", settings.satellites_listen)?;
-        let addresses = addresses(settings, &web, &satellites)?;
+        let sockets = sockets.map_or_else(|| bind(settings), Ok)?;
+        let addresses = addresses(settings, &sockets)?;
 
         let (ended, hears) = mpsc::channel(8);
         let (doors, ingest) = (Parts::new(ended.clone()), Parts::new(ended));
@@ -164,7 +192,8 @@ impl Relay {
         );
         let relay = registry.relay_name().await?;
         let store = settings.archive.open(data_dir)?;
-        let (blocks, resolved) = commit(&ingest, settings, data_dir, &relay, &registry, &store, &clock)?;
+        let (blocks, committer) = committer(settings, data_dir, &relay, &registry, &store, &clock)?;
+        let resolved = ingest.commit(committer.beating(heartbeats.task("committer")));
         if timeout(RESOLVED_WITHIN, resolved.cancelled()).await.is_err() {
             tracing::warn!("the archive takes long to answer: satellites are let in, and records wait until it does");
         }
@@ -180,23 +209,26 @@ impl Relay {
             limits: session_limits(settings),
         });
 
-        let limits = door_limits(settings);
-        let tls = authority.server_config(Door::Web, Arc::clone(&clock))?;
-        let web = Listener::new("web", web, tls, limits.clone(), doors.tracker.clone());
+        let (web, satellites) = listeners(settings, &sockets, &authority, &clock, &doors.tracker)?;
+        let web = web.beating(heartbeats.task("web door"));
         doors.spawn("the web door", web.run_web(doors.shutdown.clone(), web::router(enrolment)));
-        let tls = authority.server_config(Door::Satellites, clock)?;
-        let satellites = Listener::new("satellites", satellites, tls, limits, doors.tracker.clone());
+        let satellites = satellites.beating(heartbeats.task("satellites' door"));
         let draining = doors.shutdown.clone();
         let serve = move |stream, peer| sessions.clone().serve(stream, peer, draining.clone());
         doors.spawn("the satellites' door", satellites.run(doors.shutdown.clone(), serve));
-        let changes = Changes::new(registry.clone(), roster).noting_in(store, relay);
+        let changes = Changes::new(registry.clone(), roster.clone()).noting_in(store, relay);
+        let changes = changes.beating(heartbeats.task("messenger of changes"));
         doors.spawn("the messenger of changes", changes.run(doors.shutdown.clone()));
+        let keeper = keeper.beating(heartbeats.task("keeper of the relay's certificate"));
         doors.spawn("the keeper of the relay's certificate", keeper.run(doors.shutdown.clone()));
+        let pulse = pulse(registry.clone(), heartbeats.task("registry"), doors.shutdown.clone());
+        doors.spawn("the registry's pulse", pulse);
 
         addresses.write(data_dir)?;
         tracing::info!(web = %addresses.web, satellites = %addresses.satellites, data_dir = %data_dir.path().display(), "serving");
         let stop_grace = settings.stop_grace;
-        Ok(Self { addresses, registry, doors, ingest, ended: hears, stop_grace, _serving: serving })
+        let ended = hears;
+        Ok(Self { addresses, registry, doors, ingest, ended, stop_grace, sockets, roster, _serving: serving })
     }
 
     /// Where it is to be found.
@@ -214,37 +246,51 @@ impl Relay {
         }
     }
 
-    /// Stops, so that what was begun is finished and acknowledged.
-    pub async fn stop(self) {
+    /// Who is connected.
+    #[must_use]
+    pub fn roster(&self) -> Roster {
+        self.roster.clone()
+    }
+
+    /// Stops, so that what was begun is finished and acknowledged. Gives the sockets back: who connects meanwhile waits
+    /// until another relay listens on them, or until they are dropped.
+    pub async fn stop(self) -> Sockets {
         self.doors.shutdown.cancel();
         self.ingest.shutdown.cancel();
         tokio::join!(self.doors.wait(self.stop_grace), self.ingest.wait(self.stop_grace));
         if let Err(error) = self.registry.close().await {
             tracing::warn!(%error, "the registry is whole, but could not be sealed against damage");
         }
+        self.sockets
     }
 }
 
-fn commit(
-    parts: &Parts,
+fn committer(
     settings: &Settings,
     data_dir: &DataDir,
     relay: &str,
     registry: &Registry,
     store: &Store,
     clock: &Arc<dyn Clock>,
-) -> Result<(Ingest, CancellationToken), StartError> {
+) -> Result<(Ingest, Committer), StartError> {
     let how = ingest::Settings { commit_every: settings.commit_every, ..ingest::Settings::default() };
     let (registry, store, clock) = (registry.clone(), store.clone(), Arc::clone(clock));
-    let (ingest, committer) = Committer::open(data_dir, relay.to_owned(), registry, store, clock, how)?;
-    let resolved = committer.resolved();
-    let shutdown = parts.shutdown.clone();
-    parts.spawn("the committer", async move {
-        if let Err(error) = committer.run(shutdown).await {
-            tracing::error!(%error, "nothing can be committed any more");
+    Ok(Committer::open(data_dir, relay.to_owned(), registry, store, clock, how)?)
+}
+
+/// The registry is not stuck while it can be changed: whatever it answers, it answers. A lock that is not to be had for
+/// long is somebody's who is stuck.
+async fn pulse(registry: Registry, beat: Beat, shutdown: CancellationToken) {
+    while !shutdown.is_cancelled() {
+        match registry.answer().await {
+            Err(error) if error.is_busy() => tracing::debug!(%error, "the registry is held by somebody"),
+            Ok(()) | Err(_) => beat.beat(),
         }
-    });
-    Ok((ingest, resolved))
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = tokio::time::sleep(beat.every()) => {}
+        }
+    }
 }
 
 /// Waiting for others in a batch is not slow storage.
@@ -257,20 +303,42 @@ fn session_limits(settings: &Settings) -> session::Limits {
     }
 }
 
-fn listen(door: &'static str, address: SocketAddr) -> Result<tokio::net::TcpListener, StartError> {
-    listener::bind(address).map_err(|source| StartError::Listen { door, address, source })
+fn bind(settings: &Settings) -> Result<Sockets, StartError> {
+    let bind = |door, address| {
+        let bound = listener::bind(address).and_then(tokio::net::TcpListener::into_std);
+        bound.map_err(|source| StartError::Listen { door, address, source })
+    };
+    let web = bind("web_listen", settings.web_listen)?;
+    Ok(Sockets { web, satellites: bind("satellites_listen", settings.satellites_listen)? })
 }
 
-fn addresses(
+/// Both doors, not yet open.
+fn listeners(
     settings: &Settings,
-    web: &tokio::net::TcpListener,
-    satellites: &tokio::net::TcpListener,
-) -> Result<Addresses, StartError> {
-    let bound = |door, wanted, socket: &tokio::net::TcpListener| {
+    sockets: &Sockets,
+    authority: &Authority,
+    clock: &Arc<dyn Clock>,
+    tracker: &TaskTracker,
+) -> Result<(Listener, Listener), StartError> {
+    let limits = door_limits(settings);
+    let taken = |name, door: &'static str, address, socket: &std::net::TcpListener, tls| {
+        let socket = socket.try_clone().and_then(tokio::net::TcpListener::from_std);
+        let socket = socket.map_err(|source| StartError::Listen { door, address, source })?;
+        Ok::<_, StartError>(Listener::new(name, socket, tls, limits.clone(), tracker.clone()))
+    };
+    let tls = authority.server_config(Door::Web, Arc::clone(clock))?;
+    let web = taken("web", "web_listen", settings.web_listen, &sockets.web, tls)?;
+    let tls = authority.server_config(Door::Satellites, Arc::clone(clock))?;
+    let address = settings.satellites_listen;
+    Ok((web, taken("satellites", "satellites_listen", address, &sockets.satellites, tls)?))
+}
+
+fn addresses(settings: &Settings, sockets: &Sockets) -> Result<Addresses, StartError> {
+    let bound = |door, wanted, socket: &std::net::TcpListener| {
         socket.local_addr().map_err(|source| StartError::Listen { door, address: wanted, source })
     };
-    let web = bound("web_listen", settings.web_listen, web)?;
-    let satellites = bound("satellites_listen", settings.satellites_listen, satellites)?;
+    let web = bound("web_listen", settings.web_listen, &sockets.web)?;
+    let satellites = bound("satellites_listen", settings.satellites_listen, &sockets.satellites)?;
     let host = settings.public_host.as_deref();
     let url = |scheme: &str, port: u16| host.map(|host| format!("{scheme}://{}:{port}", bracketed(host)));
     Ok(Addresses {
@@ -316,6 +384,7 @@ struct CertificateKeeper {
     authority: Authority,
     clock: Arc<dyn Clock>,
     names: Names,
+    beat: Beat,
 }
 
 impl CertificateKeeper {
@@ -325,15 +394,20 @@ impl CertificateKeeper {
         for host in urls.filter_map(|url| settings::host(url)).chain(settings.public_host.clone()) {
             names.add(&host);
         }
-        Self { registry: registry.clone(), authority: authority.clone(), clock, names }
+        Self { registry: registry.clone(), authority: authority.clone(), clock, names, beat: Beat::default() }
+    }
+
+    fn beating(self, beat: Beat) -> Self {
+        Self { beat, ..self }
     }
 
     async fn run(self, shutdown: CancellationToken) {
         let mut failing = false;
         while !shutdown.is_cancelled() {
+            self.beat.beat();
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(CERTIFICATE_CHECK) => {}
+                () = tokio::time::sleep(CERTIFICATE_CHECK.min(self.beat.every())) => {}
             }
             match self.look().await {
                 Ok(()) => failing = false,

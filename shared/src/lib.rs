@@ -7,6 +7,8 @@ pub mod id;
 
 pub mod clock;
 
+pub mod heartbeat;
+
 pub mod metric;
 
 pub mod record;

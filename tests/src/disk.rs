@@ -135,6 +135,15 @@ impl Disk {
         Ok(())
     }
 
+    /// Freezes it under its users: whoever writes to it waits in the kernel until it thaws.
+    ///
+    /// # Errors
+    /// With what the tools say.
+    pub fn freeze(&self) -> Result<Frozen> {
+        run("fsfreeze", &["--freeze".as_ref(), self.point.as_os_str()])?;
+        Ok(Frozen { point: self.point.clone() })
+    }
+
     /// Repairs it and mounts it again, as a restart of the machine does. Nobody may use the disk any more.
     ///
     /// # Errors
@@ -145,6 +154,29 @@ impl Disk {
         let checked = command("e2fsck").args(["-f", "-y"]).arg(&self.image).output().context("e2fsck")?;
         ensure!(matches!(checked.status.code(), Some(0 | 1)), "{}", String::from_utf8_lossy(&checked.stdout));
         self.mount_again()
+    }
+}
+
+/// A disk that nobody can write to; it thaws when this is dropped.
+#[derive(Debug)]
+pub struct Frozen {
+    point: PathBuf,
+}
+
+impl Frozen {
+    /// Lets those who wait go on.
+    ///
+    /// # Errors
+    /// With what the tools say.
+    pub fn thaw(self) -> Result<()> {
+        run("fsfreeze", &["--unfreeze".as_ref(), self.point.as_os_str()])
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // Nobody could be killed who waits for it. Where it has thawed before, it says so.
+        drop(run("fsfreeze", &["--unfreeze".as_ref(), self.point.as_os_str()]));
     }
 }
 

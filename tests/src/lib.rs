@@ -16,6 +16,8 @@ pub mod relay;
 
 pub mod satellite;
 
+pub mod service_manager;
+
 pub mod device;
 
 pub mod link;

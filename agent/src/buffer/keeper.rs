@@ -56,6 +56,8 @@ pub(super) enum Command {
     Compare { satellite: SatelliteId, stored: Vec<Stored>, answer: oneshot::Sender<Result<u64, ReadError>> },
     /// Give the notes that came late.
     LateNotes { answer: oneshot::Sender<Option<Vec<u8>>> },
+    /// Say that the thread is not stuck.
+    Answer { answer: oneshot::Sender<()> },
     /// Make durable and end.
     Close,
 }
@@ -147,6 +149,7 @@ impl Keeper {
                     drop(answer.send(self.on_compare(&satellite, &stored)));
                 }
                 Command::LateNotes { answer } => drop(answer.send(self.stock.take_notes())),
+                Command::Answer { answer } => drop(answer.send(())),
                 Command::Close => break,
             }
         }

@@ -1,46 +1,51 @@
-//! Logs go to stderr: with times and colours for a person, with journald's priorities under systemd.
+//! Logs: with times and colours on stderr for a person; under systemd to journald, each value a field of its own.
+//!
+//! `journalctl DEVICE=router` finds what concerns one device, `journalctl -o json` shows all fields. Where journald can't
+//! be reached by its socket, it gets the lines of stderr.
 
-use std::fmt;
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _};
+use std::os::unix::fs::MetadataExt as _;
 
-use tracing::{Event, Level, Subscriber};
+use tracing::Level;
+use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt::format::{Compact, Format, Writer};
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Starts logging; later calls change nothing. Libraries tell each step only at `trace`.
 pub fn start(level: Level) {
     let of_libraries = if level == Level::TRACE { level } else { level.min(Level::INFO) };
     let targets = Targets::new().with_default(of_libraries).with_target("satellite", level);
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
-    if std::env::var_os("JOURNAL_STREAM").is_some() {
-        let format = Priority(tracing_subscriber::fmt::format().compact().without_time().with_level(false));
-        drop(builder.with_ansi(false).event_format(format).finish().with(targets).try_init());
+    let in_journal = is_journal();
+    if in_journal && let Ok(journal) = tracing_journald::layer() {
+        let journal = journal.with_field_prefix(None).with_priority_mappings(priorities());
+        drop(tracing_subscriber::registry().with(journal.with_filter(targets)).try_init());
         return;
     }
-    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    drop(builder.with_ansi(colours).compact().finish().with(targets).try_init());
+    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr);
+    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let builder = builder.with_ansi(colours).compact();
+    if in_journal {
+        drop(builder.without_time().finish().with(targets).try_init());
+    } else {
+        drop(builder.finish().with(targets).try_init());
+    }
 }
 
-/// sd-daemon(3): `<3>` before a line tells journald its priority.
-struct Priority(Format<Compact, ()>);
+/// Whether stderr is the journal's own stream, as systemd says: a program that a service starts may have another one.
+fn is_journal() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    let own = std::fs::metadata("/proc/self/fd/2").map(|meta| format!("{}:{}", meta.dev(), meta.ino()));
+    own.is_ok_and(|own| own == stream)
+}
 
-impl<S, N> FormatEvent<S, N> for Priority
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-{
-    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        let priority = match *event.metadata().level() {
-            Level::ERROR => 3,
-            Level::WARN => 4,
-            Level::INFO => 6,
-            Level::DEBUG | Level::TRACE => 7,
-        };
-        write!(writer, "<{priority}>")?;
-        self.0.format_event(context, writer, event)
+/// As syslog has always had them.
+fn priorities() -> PriorityMappings {
+    PriorityMappings {
+        error: Priority::Error,
+        warn: Priority::Warning,
+        info: Priority::Informational,
+        debug: Priority::Debug,
+        trace: Priority::Debug,
     }
 }

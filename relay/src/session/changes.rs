@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use satellite_shared::heartbeat::Beat;
 use satellite_shared::wire::to_satellite::RefusalCode;
 use tokio_util::sync::CancellationToken;
 
@@ -12,6 +13,7 @@ use super::Roster;
 use crate::ingest::restore::note_revoked;
 use crate::registry::{Registry, RegistryError};
 use crate::sink::archive::{Store, StoreError};
+use crate::systemd::waiting;
 
 /// Why changes can't be looked for or noted.
 #[derive(Debug, thiserror::Error)]
@@ -33,13 +35,21 @@ pub struct Changes {
     every: Duration,
     revision: i64,
     failing: bool,
+    beat: Beat,
 }
 
 impl Changes {
     /// Polls once a second.
     #[must_use]
     pub fn new(registry: Registry, roster: Roster) -> Self {
-        Self { registry, roster, archive: None, every: Duration::from_secs(1), revision: 0, failing: false }
+        let (every, beat) = (Duration::from_secs(1), Beat::default());
+        Self { registry, roster, archive: None, every, revision: 0, failing: false, beat }
+    }
+
+    /// Counts its turns here.
+    #[must_use]
+    pub fn beating(self, beat: Beat) -> Self {
+        Self { every: self.every.min(beat.every()), beat, ..self }
     }
 
     /// Notes revocations in the archive of this relay too, where no backup of the registry undoes them.
@@ -51,7 +61,8 @@ impl Changes {
     /// Goes on until shutdown; a registry that does not answer is asked again.
     pub async fn run(mut self, shutdown: CancellationToken) {
         while !shutdown.is_cancelled() {
-            self.look_and_tell().await;
+            let beat = self.beat.clone();
+            waiting(&beat, self.look_and_tell()).await;
             tokio::select! {
                 () = shutdown.cancelled() => {}
                 () = tokio::time::sleep(self.every) => {}
