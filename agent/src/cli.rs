@@ -107,6 +107,10 @@ pub fn main() -> ExitCode {
             return ExitCode::from(EXIT_SETTINGS);
         }
     };
+    if let Err(error) = act_as_owner(&cli.command, &settings) {
+        complain(&format!("{}: its owner can't be taken on: {error}", settings.state_dir.display()));
+        return ExitCode::FAILURE;
+    }
     logging::start(settings.log);
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = match runtime.enable_all().thread_keep_alive(THREADS_KEPT).build() {
@@ -132,6 +136,20 @@ pub fn main() -> ExitCode {
         complain(&format!("{error:#}"));
         ExitCode::FAILURE
     })
+}
+
+/// Root acts as the owner of the state directory where it would write there.
+fn act_as_owner(command: &Command, settings: &Settings) -> std::io::Result<()> {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use satellite_shared::privilege::{self, Gid, Uid};
+    match command {
+        Command::Run | Command::Lease(_) => {}
+        Command::Status(_) | Command::Probe(_) | Command::Check(_) | Command::Gaps(_) => return Ok(()),
+    }
+    // A directory that is not there is made, and is then root's own.
+    let Ok(directory) = std::fs::metadata(&settings.state_dir) else { return Ok(()) };
+    privilege::act_as_owner(Uid::from_raw(directory.uid()), Gid::from_raw(directory.gid())).map(drop)
 }
 
 /// One line on stderr.

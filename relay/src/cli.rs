@@ -101,11 +101,23 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    match Shell::open(cli.place).and_then(|shell| dispatch(&shell, cli.command)) {
+    let mut cli = cli;
+    match cli.command.open_files().and_then(|()| Shell::open(cli.place)).and_then(|shell| dispatch(&shell, cli.command))
+    {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             note(format_args!("satellite-relay: {}", chain(&failure.error)));
             ExitCode::from(failure.code)
+        }
+    }
+}
+
+impl Command {
+    /// What is named in the arguments is opened by who typed it, root perhaps.
+    fn open_files(&mut self) -> Result<(), Failure> {
+        match self {
+            Self::Config(config) => config.open_file(),
+            Self::Serve(_) | Self::Lease(_) | Self::Satellite(_) | Self::Records(_) | Self::Account(_) => Ok(()),
         }
     }
 }
@@ -181,7 +193,9 @@ pub(crate) struct Shell {
 
 impl Shell {
     fn open(place: Place) -> Result<Self, Failure> {
-        let settings = Settings::load(place.settings.as_deref())?;
+        let mut settings = Settings::load(place.settings.as_deref())?;
+        settings.archive.hold_credentials();
+        DataDir::act_as_owner(&place.data_dir)?;
         let data_dir = DataDir::open(&place.data_dir)?;
         Ok(Self { settings_path: place.settings, settings, data_dir })
     }

@@ -1,14 +1,15 @@
 //! The folder of everything that the relay keeps on its own disk.
 //!
 //! It belongs to one user. `sudo satellite-relay lease create` must not leave files there that the service can't open
-//! afterwards: what root makes is given to the folder's owner. Files are swapped whole, by rename.
+//! afterwards, nor follow where that user leads: root acts as the folder's owner. Files are swapped whole, by rename.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Gid, Uid};
+use rustix::fs::FlockOperation;
+use satellite_shared::privilege::{self, Gid, Uid};
 
 /// Where the packages keep it.
 pub const DEFAULT_PATH: &str = "/var/lib/satellite-relay";
@@ -48,7 +49,6 @@ pub enum DataDirError {
 #[derive(Debug, Clone)]
 pub struct DataDir {
     path: PathBuf,
-    owner: Option<(Uid, Gid)>,
 }
 
 impl DataDir {
@@ -59,12 +59,19 @@ impl DataDir {
     pub fn open(path: &Path) -> Result<Self, DataDirError> {
         let denied = |source| DataDirError::Denied { path: path.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(denied)?;
-        let metadata = fs::metadata(path).map_err(denied)?;
-        let foreign = rustix::process::geteuid().is_root() && metadata.uid() != 0;
-        let owner = foreign.then(|| (Uid::from_raw(metadata.uid()), Gid::from_raw(metadata.gid())));
         rustix::fs::access(path, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)
             .map_err(|errno| denied(errno.into()))?;
-        Ok(Self { path: path.to_owned(), owner })
+        Ok(Self { path: path.to_owned() })
+    }
+
+    /// Root becomes the owner of the folder, if there is one, for the rest of the program.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn act_as_owner(path: &Path) -> Result<(), DataDirError> {
+        let Ok(metadata) = fs::metadata(path) else { return Ok(()) };
+        let became = privilege::act_as_owner(Uid::from_raw(metadata.uid()), Gid::from_raw(metadata.gid()));
+        became.map(drop).map_err(|source| DataDirError::Denied { path: path.to_owned(), source })
     }
 
     /// Where it is.
@@ -81,12 +88,10 @@ impl DataDir {
         let path = self.path.join(name);
         let made = match DirBuilder::new().mode(0o700).create(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            made => made.and_then(|()| {
-                self.owner.map_or(Ok(()), |(uid, gid)| Ok(rustix::fs::chown(&path, Some(uid), Some(gid))?))
-            }),
+            made => made,
         };
         made.map_err(|source| DataDirError::Denied { path: path.clone(), source })?;
-        Ok(Self { path, owner: self.owner })
+        Ok(Self { path })
     }
 
     /// A file in it, for its owner alone; made empty where it is missing.
@@ -156,11 +161,7 @@ impl DataDir {
     }
 
     fn open_file(&self, path: &Path, empty: bool) -> io::Result<File> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(empty).mode(0o600).open(path)?;
-        if let Some((uid, gid)) = self.owner {
-            rustix::fs::fchown(&file, Some(uid), Some(gid))?;
-        }
-        Ok(file)
+        OpenOptions::new().read(true).write(true).create(true).truncate(empty).mode(0o600).open(path)
     }
 }
 
@@ -212,20 +213,5 @@ mod tests {
         assert!(error.contains("another `satellite-relay serve`"), "{error}");
         drop(held);
         assert!(data_dir.lock_or_refuse("serve.lock").is_ok());
-    }
-
-    #[test]
-    fn what_root_makes_belongs_to_the_owner_of_the_folder() {
-        if !rustix::process::geteuid().is_root() {
-            return;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        rustix::fs::chown(dir.path(), Some(Uid::from_raw(12_345)), Some(Gid::from_raw(12_346))).unwrap();
-        let data_dir = DataDir::open(dir.path()).unwrap();
-        data_dir.folder("authority").unwrap().replace("x.pem", "one").unwrap();
-        for name in ["authority", "authority/x.pem"] {
-            let metadata = fs::metadata(dir.path().join(name)).unwrap();
-            assert_eq!((metadata.uid(), metadata.gid()), (12_345, 12_346), "{name}");
-        }
     }
 }

@@ -25,4 +25,6 @@ pub mod enrolment;
 
 pub mod secret;
 
+pub mod privilege;
+
 pub mod limits;

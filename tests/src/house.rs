@@ -64,7 +64,14 @@ impl House {
     /// # Errors
     /// With what did not start.
     pub fn with_settings(dir: &Path, devices: &[&Device], relay: &str, satellite: Option<&str>) -> Result<Self> {
-        let mut relay = Relay::new(dir, relay)?;
+        Self::around(dir, devices, Relay::new(dir, relay)?, satellite)
+    }
+
+    /// The same with a relay that was made and not started.
+    ///
+    /// # Errors
+    /// With what did not start.
+    pub fn around(dir: &Path, devices: &[&Device], mut relay: Relay, satellite: Option<&str>) -> Result<Self> {
         relay.start()?;
         let ports: Vec<u16> = devices.iter().map(|device| device.port()).collect();
         let mut own = Satellite::new(dir, "attic", &ports)?;

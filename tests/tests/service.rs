@@ -1,11 +1,14 @@
 //! Both programs as services: they say when they are ready and how things stand, read their settings anew, feed a
-//! watchdog only while every task goes on, and take their sockets from whoever holds them.
+//! watchdog only while every task goes on, and take their sockets from whoever holds them. What root types is done by
+//! the user that the service runs as, and an older version leaves alone what a newer one wrote.
 //!
 //! The service manager is the test. What sticks a task is a disk that is frozen under it: whoever writes to it waits, in
 //! the kernel, until it thaws.
 
+use std::fs::Permissions;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -31,6 +34,8 @@ const DISK_MIB: u64 = 96;
 fn main() -> ExitCode {
     const PYTHON: &[Peer] = &[Peer::Python];
     const DISK: &[Peer] = &[Peer::LoopDevice, Peer::Python];
+    // Who may mount is root.
+    const ROOT: &[Peer] = DISK;
     journey::run(vec![
         journey("a_satellite_says_when_it_is_ready_what_it_needs_and_when_it_stops", &[], satellite_says),
         journey("a_lease_that_is_set_is_used_at_once_and_told", PYTHON, lease_is_told),
@@ -40,6 +45,8 @@ fn main() -> ExitCode {
         journey("the_watchdog_of_a_relay_starves_while_its_registry_is_stuck", DISK, stuck_relay),
         journey("a_relay_started_anew_on_held_sockets_refuses_no_connection", PYTHON, held_sockets),
         journey("sockets_of_another_kind_or_name_are_refused_with_the_fix", &[], foreign_sockets),
+        journey("what_root_types_is_done_by_the_owner_of_the_directory", ROOT, typed_by_root),
+        journey("formats_of_a_newer_version_are_refused_and_left_as_they_are", PYTHON, newer_formats),
     ])
 }
 
@@ -179,7 +186,9 @@ fn stuck_satellite(dir: &Path) -> Result<()> {
     watch_satellite(&mut house.satellite, &manager);
     house.satellite.start()?;
     house.configure(&plug.as_http("1s"))?;
-    house.wait_for_polls(&plug, 3)?;
+    // From here on nobody but the buffer writes: what the metrics give has been written down.
+    let written = house.satellite.state_dir().join("config/expected.json");
+    wait::until_true("the configurator has written", SAID_WITHIN, || Ok(written.exists()))?;
     starve(&mut manager, &disk, "buffer")?;
     house.wait_for_polls(&plug, 2)?;
     house.finish(&[&plug]).map(drop)
@@ -244,5 +253,115 @@ fn foreign_sockets(dir: &Path) -> Result<()> {
         let said = serve(sockets, names)?;
         ensure!(said.code == 78 && said.stderr.contains(fix), "{names}: {said:?}");
     }
+    Ok(())
+}
+
+/// Nobody of this machine.
+const OWNER: u32 = 47_110;
+
+fn belongs_to_owner(path: &Path) -> Result<()> {
+    let metadata = path.symlink_metadata()?;
+    ensure!((metadata.uid(), metadata.gid()) == (OWNER, OWNER), "{} belongs to {}", path.display(), metadata.uid());
+    if metadata.is_dir() {
+        for entry in std::fs::read_dir(path)? {
+            belongs_to_owner(&entry?.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn owned(path: &Path) -> Result<()> {
+    std::fs::create_dir_all(path)?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o750))?;
+    Ok(std::os::unix::fs::chown(path, Some(OWNER), Some(OWNER))?)
+}
+
+fn typed_by_root(dir: &Path) -> Result<()> {
+    let plug = Device::new("plug")?;
+    std::fs::set_permissions(dir, Permissions::from_mode(0o755))?;
+    for own in ["relay/data", "attic/state", "attic/run"] {
+        owned(&dir.join(own))?;
+    }
+    let mut house = House::new(dir, &[&plug])?;
+    for process in [house.relay.process_id(), house.satellite.process_id()] {
+        let process = process.context("it runs")?;
+        ensure!(std::fs::metadata(format!("/proc/{process}/stat"))?.uid() == 0, "nobody else may look into it");
+        let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+        let expected = format!("Uid:\t{OWNER}\t{OWNER}\t{OWNER}\t{OWNER}");
+        ensure!(status.contains(&expected) && status.contains("CapPrm:\t0000000000000000"), "{status}");
+    }
+    // What only root may read is read by root, who typed it.
+    let document = dir.join("only-root.toml");
+    std::fs::write(&document, plug.as_http("1s"))?;
+    std::fs::set_permissions(&document, Permissions::from_mode(0o600))?;
+    let words = ["config", "set", house.id.as_str(), &document.display().to_string()];
+    house.relay.command(&words)?.success()?;
+    house.wait_for_polls(&plug, 2)?;
+    house.finish(&[&plug])?;
+    house.satellite.command(&["lease", "remove", "--yes"], "")?.success()?;
+    let lease = house.relay.lease("cellar", &[])?;
+    house.satellite.enrol(&lease.join_code)?.success()?;
+    house.relay.command(&["lease", "revoke", &lease.id])?.success()?;
+    belongs_to_owner(&dir.join("relay/data"))?;
+    belongs_to_owner(&dir.join("attic/state"))?;
+
+    // Nor does root follow where the owner leads.
+    house.relay.stop()?;
+    let secret = dir.join("secret");
+    std::fs::write(&secret, "root's")?;
+    std::fs::set_permissions(&secret, Permissions::from_mode(0o600))?;
+    let lock = house.relay.data_dir().join("registry.lock");
+    std::fs::remove_file(&lock)?;
+    std::os::unix::fs::symlink(&secret, &lock)?;
+    let said = house.relay.command(&["lease", "list"])?;
+    ensure!(said.code == 78 && said.stderr.contains("registry.lock"), "{said:?}");
+    ensure!(secret.metadata()?.uid() == 0 && std::fs::read_to_string(&secret)? == "root's");
+    Ok(())
+}
+
+fn newer_formats(dir: &Path) -> Result<()> {
+    let mut house = House::new(dir, &[])?;
+    house.wait_for_link(true)?;
+    house.satellite.stop()?;
+    house.relay.stop()?;
+
+    let registry = house.relay.data_dir().join("registry.db");
+    let python = Peer::Python.path().context("asked for")?;
+    let insert = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute(\"INSERT INTO _sqlx_migrations \
+                  (version, description, success, checksum, execution_time) VALUES (99, 'later', 1, x'00', 0)\"); db.commit()";
+    let said = process::run(Command::new(python).args(["-c", insert]).arg(&registry), "")?;
+    said.success()?;
+    let kept = std::fs::read(&registry)?;
+    for words in [&["serve"][..], &["satellite", "list"]] {
+        let said = house.relay.command(words)?;
+        ensure!(said.code == 78 && said.stderr.contains("newer satellite-relay (its format is 99"), "{said:?}");
+        ensure!(std::fs::read(&registry)? == kept, "it is left as it was");
+    }
+
+    let identity = house.satellite.state_dir().join("identity/identity.json");
+    let mut newer: serde_json::Value = serde_json::from_slice(&std::fs::read(&identity)?)?;
+    newer["format"] = 99.into();
+    let newer = newer.to_string();
+    std::fs::write(&identity, &newer)?;
+    let mut manager = ServiceManager::new(dir)?;
+    watch_satellite(&mut house.satellite, &manager);
+    house.satellite.start()?;
+    manager.wait_for("STATUS=", 2, SAID_WITHIN)?;
+    wait::until_true("it says so", SAID_WITHIN, || {
+        Ok(manager.said()?.iter().any(|said| said.contains("written by a newer version")))
+    })?;
+    house.satellite.stop()?;
+    let said = house.satellite.enrol("satj_x")?;
+    ensure!(said.code == 1 && said.stderr.contains("newer version"), "{said:?}");
+    ensure!(std::fs::read_to_string(&identity)? == newer, "it is left as it was");
+
+    let format = house.satellite.state_dir().join("buffer/format");
+    let kept = std::fs::read_to_string(&format)?;
+    let newer = kept.replace('1', "99");
+    ensure!(newer != kept, "{kept}");
+    std::fs::write(&format, &newer)?;
+    let said = house.satellite.command(&["run"], "")?;
+    ensure!(said.code == 78 && said.stderr.contains("this buffer has format 99"), "{said:?}");
+    ensure!(std::fs::read_to_string(&format)? == newer, "it is left as it was");
     Ok(())
 }

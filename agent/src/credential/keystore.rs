@@ -336,8 +336,7 @@ impl Keystore {
             return Ok(());
         }
         DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
-        fs::set_permissions(&self.dir, fs::Permissions::from_mode(0o700))?;
-        self.dir.parent().map_or(Ok(()), |parent| own_like(&self.dir, parent))
+        fs::set_permissions(&self.dir, fs::Permissions::from_mode(0o700))
     }
 }
 
@@ -355,19 +354,9 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
     file.write_all(bytes)?;
-    own_like(&beside, dir)?;
     file.sync_all()?;
     fs::rename(&beside, path)?;
     File::open(dir)?.sync_all()
-}
-
-/// Root enrols, another user runs the daemon: what is made belongs to whom its directory belongs.
-fn own_like(path: &Path, like: &Path) -> io::Result<()> {
-    let (mine, theirs) = (fs::metadata(path)?, fs::metadata(like)?);
-    if rustix::process::geteuid().is_root() && (mine.uid(), mine.gid()) != (theirs.uid(), theirs.gid()) {
-        std::os::unix::fs::chown(path, Some(theirs.uid()), Some(theirs.gid()))?;
-    }
-    Ok(())
 }
 
 fn private(path: &Path, meta: &fs::Metadata, fix: &'static str) -> Result<(), KeystoreError> {

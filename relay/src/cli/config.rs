@@ -60,12 +60,21 @@ pub(crate) struct Given {
     /// TOML or JSON; stdin without it
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
+    #[arg(skip)]
+    opened: Option<std::fs::File>,
     /// One JSON document
     #[arg(long)]
     json: bool,
 }
 
 impl Config {
+    pub(super) fn open_file(&mut self) -> Result<(), Failure> {
+        match self {
+            Self::Get { .. } => Ok(()),
+            Self::Set { given, .. } | Self::Check { given } => given.open(),
+        }
+    }
+
     pub(crate) async fn run(self, shell: &Shell) -> Result<(), Failure> {
         match self {
             Self::Get { satellite, version, json } => get(shell, &satellite, version, json).await,
@@ -140,13 +149,19 @@ async fn check(shell: &Shell, given: Given) -> Result<(), Failure> {
 }
 
 impl Given {
+    fn open(&mut self) -> Result<(), Failure> {
+        if let Some(path) = self.file.as_ref().filter(|path| path.as_os_str() != "-") {
+            self.opened = Some(std::fs::File::open(path).with_context(|| path.display().to_string())?);
+        }
+        Ok(())
+    }
+
     fn read(&self) -> Result<(Value, Document), Failure> {
-        let (name, text) = match &self.file {
-            Some(path) if path.as_os_str() != "-" => {
-                let file = std::fs::File::open(path).with_context(|| path.display().to_string())?;
+        let (name, text) = match (&self.file, &self.opened) {
+            (Some(path), Some(file)) => {
                 (path.display().to_string(), bounded(file).with_context(|| path.display().to_string())?)
             }
-            Some(_) | None => ("stdin".into(), bounded(std::io::stdin().lock()).context("stdin")?),
+            (_, None) | (None, Some(_)) => ("stdin".into(), bounded(std::io::stdin().lock()).context("stdin")?),
         };
         Ok(Document::parse_text(&text).map_err(|problem| anyhow::anyhow!("{name}: {problem}"))?)
     }

@@ -24,6 +24,8 @@ use crate::data_dir::{DataDir, DataDirError};
 
 /// The folder below the data directory where records lie when the settings name no other place.
 pub const FOLDER: &str = "records";
+/// What the service manager calls a credentials file that it hands over: `LoadCredential=s3-credentials:FILE`.
+const CREDENTIAL: &str = "s3-credentials";
 /// A credentials file: two short lines.
 const CREDENTIALS_BYTES_MAX: u64 = 16 << 10;
 /// One request to a bucket; a commit's objects are a few megabytes.
@@ -182,6 +184,13 @@ impl Settings {
         }
     }
 
+    /// Reads the access key now, where it lies in a file that can be read: root may be about to stop being root.
+    pub fn hold_credentials(&mut self) {
+        if let Ok(Some((id, key))) = self.access_key() {
+            (self.access_key_id, self.secret_access_key) = (Some(id), Some(key));
+        }
+    }
+
     fn bucket(&self, url: &str) -> Result<Store, InvalidPlace> {
         let rest = url["s3://".len()..].trim_end_matches('/');
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
@@ -220,7 +229,10 @@ impl Settings {
         match (&self.access_key_id, &self.secret_access_key, &self.credentials_file) {
             (Some(id), Some(key), _) => Ok(Some((id.clone(), key.clone()))),
             (None, None, Some(path)) => credentials(path).map(Some),
-            (None, None, None) => Ok(None),
+            (None, None, None) => {
+                let handed = std::env::var_os("CREDENTIALS_DIRECTORY");
+                handed_over(handed.as_deref()).map_or(Ok(None), |path| credentials(&path).map(Some))
+            }
             (Some(_), None, _) | (None, Some(_), _) => Err(InvalidPlace::HalfKey),
         }
     }
@@ -338,6 +350,10 @@ fn retry() -> RetryConfig {
     RetryConfig { backoff, max_retries: 2, retry_timeout: Duration::from_secs(20) }
 }
 
+fn handed_over(directory: Option<&std::ffi::OsStr>) -> Option<PathBuf> {
+    directory.map(|directory| FilePath::new(directory).join(CREDENTIAL)).filter(|path| path.is_file())
+}
+
 fn credentials(path: &FilePath) -> Result<(String, AccessKey), InvalidPlace> {
     let failed = |source| InvalidPlace::CredentialsFile { path: path.to_owned(), source };
     let invalid = || InvalidPlace::Credentials(path.to_owned());
@@ -357,6 +373,27 @@ fn credentials(path: &FilePath) -> Result<(String, AccessKey), InvalidPlace> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_that_the_service_manager_hands_over_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(handed_over(None), None);
+        assert_eq!(handed_over(Some(dir.path().as_os_str())), None, "another credential is no key");
+        std::fs::write(dir.path().join(CREDENTIAL), "aws_access_key_id = a\naws_secret_access_key = b\n").unwrap();
+        let path = handed_over(Some(dir.path().as_os_str())).unwrap();
+        let (id, key) = credentials(&path).unwrap();
+        assert_eq!((id.as_str(), key), ("a", AccessKey::from("b".to_owned())));
+    }
+
+    #[test]
+    fn a_key_in_a_file_is_held_by_who_may_read_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "aws_access_key_id = a\naws_secret_access_key = b\n").unwrap();
+        let mut settings = Settings { credentials_file: Some(file.path().to_owned()), ..Settings::default() };
+        settings.hold_credentials();
+        drop(file);
+        assert_eq!(settings.access_key().unwrap().unwrap().0, "a");
+    }
 
     fn s3(url: &str) -> Settings {
         Settings { url: Some(url.into()), ..Settings::default() }
