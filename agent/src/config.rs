@@ -133,7 +133,7 @@ impl Configurator {
             Ok(document) => {
                 let items = self.apply(&config.document, document, None).await;
                 self.last_good.set(config.version, self.current.values().map(|(_, value)| value.clone()).collect());
-                if let Err(error) = self.last_good.save() {
+                if let Err(error) = self.keep(|kept| kept.save()).await {
                     tracing::error!(%error, "the config in force can't be kept: a start without the relay polls the one before");
                 }
                 self.parts.version.send_replace(config.version);
@@ -220,11 +220,26 @@ impl Configurator {
         drop(probe.answer.send(answer));
     }
 
+    /// On another thread: a disk that does not answer must not hold up the polling.
+    async fn keep(
+        &mut self,
+        write: impl FnOnce(&mut LastGood) -> std::io::Result<()> + Send + 'static,
+    ) -> std::io::Result<()> {
+        let mut kept = self.last_good.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            let written = write(&mut kept);
+            (kept, written)
+        });
+        let (kept, written) = work.await.map_err(std::io::Error::other)?;
+        self.last_good = kept;
+        written
+    }
+
     async fn on_expected_time(&mut self) {
         let (answer, counts) = oneshot::channel();
         drop(self.parts.orders.send(Order::Expected(answer)).await);
         let Ok(counts) = counts.await else { return };
-        if let Err(error) = self.last_good.note_expected(counts) {
+        if let Err(error) = self.keep(move |kept| kept.note_expected(counts)).await {
             tracing::warn!(%error, "what the metrics give can't be written down: a stop may be explained with fewer samples");
         }
     }

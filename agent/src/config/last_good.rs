@@ -15,14 +15,14 @@ const DOCUMENT: &str = "last-good.json";
 const EXPECTED: &str = "expected.json";
 
 /// What is in force.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct LastGood {
     dir: PathBuf,
     kept: Kept,
     expected: BTreeMap<String, u64>,
 }
 
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Kept {
     version: u64,
     device: Vec<Value>,
