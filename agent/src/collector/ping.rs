@@ -142,7 +142,9 @@ fn client(ip: IpAddr) -> Result<Client, Failure> {
         }
         Failure::new(
             Reason::Unsupported,
-            "ICMP is not permitted here: give the unit AmbientCapabilities=CAP_NET_RAW, or sysctl -w net.ipv4.ping_group_range=\"0 2147483647\"",
+            "ICMP is not permitted here: put /usr/share/doc/satellite-agent/examples/ping.conf into \
+             /etc/systemd/system/satellite.service.d/ and restart the service, or let sysctl net.ipv4.ping_group_range \
+             include its group",
         )
     })
 }
