@@ -24,7 +24,7 @@ pub mod restore;
 
 pub mod satellites;
 
-mod seal;
+pub mod seal;
 
 pub mod streams;
 

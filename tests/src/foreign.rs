@@ -1,8 +1,15 @@
 //! Every parser of bytes that come from elsewhere, each as one function that takes any bytes.
 //!
-//! None of them may panic, hang, or hold much memory, and what is read must keep its promises. The fuzz targets of
-//! `tests/fuzz` and a test of every day run the same functions over the same corpus.
+//! None of them may panic, hang, or hold much memory, and what is read must keep its promises. The fuzzer of `tests/fuzz`
+//! and a test of every day run the same functions over the same corpus. Deliberately absent: what a library alone reads
+//! before us, which is TLS, the WebSocket's frames, the answers of proxies, SQLite's pages and sled's; attacks on those
+//! go through real sockets and files in the journeys.
 
+mod device;
+mod link;
+mod session;
+
+use std::collections::HashMap;
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -11,18 +18,31 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use satellite_agent::buffer;
+use satellite_agent::buffer::stock::{HeldSpan, Mark};
 use satellite_agent::collector::http::{path, read_document};
 use satellite_agent::collector::prometheus::text::{LINE_BYTES_MAX, Parser};
 use satellite_agent::collector::{self, Context};
+use satellite_agent::config::last_good::LastGood;
 use satellite_agent::credential::key::Key;
 use satellite_agent::credential::keystore::{Identity, Keystore};
+use satellite_agent::credential::verification_time::VerificationTime;
+use satellite_agent::local::Request;
 use satellite_agent::policy::address::{Network, effective, never};
 use satellite_agent::policy::{Gate, Policy, Protocol, check_host};
 use satellite_agent::recorder::notes::Notes;
 use satellite_agent::scheduler::crontab::Crontab;
 use satellite_agent::scheduler::timetable::Timetable;
+use satellite_agent::uplink::proxy::Route;
 use satellite_relay::authority::requested_key;
+use satellite_relay::ingest::Tally;
+use satellite_relay::ingest::watermark::{Span, Watermark};
+use satellite_relay::registry::batches::{Content, Holding, ObjectSize};
+use satellite_relay::registry::seal::Seal;
+use satellite_relay::sink::archive::encode;
+use satellite_relay::sink::archive::layout::{self, BatchId, Hour, Table};
+use satellite_relay::sink::archive::manifest::Manifest;
 use satellite_relay::sink::archive::reader::{Query, decode_gaps, decode_samples};
+use satellite_relay::sink::{Batch, Origin};
 use satellite_shared::clock::{Now, SystemClock};
 use satellite_shared::config::{Document, Schedule};
 use satellite_shared::enrolment::{ChallengeRequest, EnrolRequest, Enrolled, JoinCode, Problem, RecoverRequest};
@@ -69,7 +89,16 @@ pub const ALL: &[Target] = &[
     Target { name: "notes", read: notes, made: made_notes },
     Target { name: "salvage", read: salvage, made: frames },
     Target { name: "keystore", read: keystore, made: Vec::new },
-    Target { name: "archive", read: archive, made: Vec::new },
+    Target { name: "archive", read: archive, made: objects },
+    Target { name: "answer", read: device::answer, made: device::answers },
+    Target { name: "ping", read: device::ping, made: device::packets },
+    Target { name: "certificate", read: device::certificate, made: device::certificates },
+    Target { name: "machine", read: device::machine, made: device::machines },
+    Target { name: "session", read: session::session, made: session::sessions },
+    Target { name: "link", read: link::link, made: link::links },
+    Target { name: "state", read: state, made: states },
+    Target { name: "rows", read: rows, made: made_rows },
+    Target { name: "settings", read: settings, made: examples },
 ];
 
 /// Where the corpus of a target is.
@@ -156,9 +185,16 @@ fn frame(bytes: &[u8]) {
 
 /// A frame whose length and checksum are right, whatever else is in it: without this no fuzzer gets behind them.
 fn frame_payload(bytes: &[u8]) {
+    if let Some(mended) = mended(bytes) {
+        frame(&mended);
+    }
+}
+
+/// The bytes as a frame with its magic, length and checksum; `None` where no frame has their length.
+fn mended(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut mended = bytes.to_vec();
     if mended.len() < block::HEADER_BYTES || mended.len() > limits::BLOCK_BYTES_MAX {
-        return;
+        return None;
     }
     mended[..5].copy_from_slice(b"SATB\x01");
     let length = u32::try_from(mended.len() - block::HEADER_BYTES).unwrap_or(0);
@@ -167,7 +203,7 @@ fn frame_payload(bytes: &[u8]) {
     sum.update(&mended[..12]);
     sum.update(&mended[16..]);
     mended[12..16].copy_from_slice(&sum.finalize().to_le_bytes());
-    frame(&mended);
+    Some(mended)
 }
 
 fn epoch() -> Epoch {
@@ -393,7 +429,163 @@ fn keystore(bytes: &[u8]) {
 
 fn archive(bytes: &[u8]) {
     let query = Query { satellite: Some("st_a".into()), metric: None, since_ms: 0, limit: 100 };
-    drop(decode_samples(Bytes::copy_from_slice(bytes), &query));
-    drop(decode_gaps(Bytes::copy_from_slice(bytes), &query));
+    let all = Query { satellite: None, metric: None, since_ms: i64::MIN, limit: 100 };
+    for query in [&query, &all] {
+        drop(decode_samples(Bytes::copy_from_slice(bytes), query));
+        drop(decode_gaps(Bytes::copy_from_slice(bytes), query));
+    }
+    drop(Manifest::read(&Bytes::copy_from_slice(bytes)));
     drop(serde_json::from_slice::<Value>(bytes));
+}
+
+/// Objects as the relay writes them, with what the batch holds in the footer of the first.
+fn objects() -> Vec<Vec<u8>> {
+    let device: DeviceName = "nas".parse().expect("a name");
+    let labels = vec![("cpu".into(), "0".into())];
+    let series = Series { device, name: "x".into(), kind: Kind::Gauge, unit: "seconds".into(), labels };
+    let satellite = SatelliteId::from_bits([1; 10]);
+    let mut batch = Batch::new(BatchId::new(NOW_MS, [0; 10]));
+    let origin = Origin { satellite: &satellite, epoch: epoch(), first_seq: 1, count: 2, received_ms: NOW_MS };
+    let group = Group { series: vec![0], times_ms: vec![NOW_MS, NOW_MS + 1_000], values: vec![1.5, f64::NAN] };
+    batch.add_samples(&origin, vec![group], &HashMap::from([(0, Arc::new(series))])).expect("samples fit");
+    let gap = Gap {
+        device: None,
+        metric: None,
+        from_ms: NOW_MS,
+        to_ms: NOW_MS + 1,
+        count: 1,
+        reason: Reason::Stopped,
+        detail: String::new(),
+        lost: None,
+    };
+    batch.add_gap(&origin, 3, gap, 1);
+    let mut tally = Tally { stored: 2, ..Tally::default() };
+    tally.cover(Span { first: 1, last: 3, due_before: 0, due_through: 3 });
+    let manifest = Manifest::new("relay-1", &[Holding { satellite, epoch: epoch(), tally }]);
+    let objects = encode(&batch, Some(manifest.to_text())).expect("a batch is written");
+    objects.into_iter().map(|object| object.bytes.to_vec()).collect()
+}
+
+/// Files that either end keeps for itself: a disk may give back something else.
+fn state(bytes: &[u8]) {
+    static DIR: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let dir = DIR.get_or_init(|| tempfile::tempdir().expect("a directory")).path();
+    for name in ["last-good.json", "expected.json", "last-good-time"] {
+        if std::fs::write(dir.join(name), bytes).is_err() {
+            return;
+        }
+    }
+    let kept = LastGood::load(dir);
+    drop(Document::parse(&kept.document()));
+    let nas: DeviceName = "nas".parse().expect("a name");
+    assert!(kept.expected(&nas, "cpu") == 1 || text(bytes).is_some_and(|text| text.contains("nas/cpu")));
+    let time = VerificationTime::load(Arc::new(SystemClock), dir);
+    assert!(time.now_ms() >= NOW_MS - 1_000_000_000_000);
+    drop(Seal::parse(bytes));
+    let Some(text) = text(bytes) else { return };
+    drop(Mark::parse(text));
+    // Without this no fuzzer gets behind the checksum.
+    if let Some(mark) = Mark::parse(&format!("{:08x} {text}", crc32fast::hash(text.as_bytes()))) {
+        assert!(mark.held.len() <= text.len());
+    }
+    drop(serde_json::from_str::<Request>(text));
+}
+
+fn states() -> Vec<Vec<u8>> {
+    let span = HeldSpan {
+        opening: 1,
+        epoch: epoch(),
+        first_seq: 1,
+        due_before: 0,
+        last_seq: 9,
+        due_through: 9,
+        from_ms: NOW_MS,
+        to_ms: NOW_MS,
+    };
+    let mark = Mark { opening: 1, wall_ms: NOW_MS, held: vec![span] };
+    let mark = serde_json::to_string(&mark).expect("a mark is written");
+    let texts = [
+        format!("{:08x} {mark}", crc32fast::hash(mark.as_bytes())),
+        mark,
+        "{\"version\": 4, \"device\": [{\"name\": \"nas\"}]}".into(),
+        "{\"nas/cpu\": 80}".into(),
+        format!("{NOW_MS}\n"),
+        "{\"probe\": {\"device\": \"nas\"}}".into(),
+    ];
+    texts.map(String::into_bytes).to_vec()
+}
+
+/// Texts in the registry's rows, in the footers of objects, and the keys of a bucket that others write to.
+fn rows(bytes: &[u8]) {
+    let Some(text) = text(bytes) else { return };
+    if let Ok(mut watermark) = serde_json::from_str::<Watermark>(text) {
+        sound(&watermark.ranges());
+        let whole = Span { first: 1, last: i64::MAX.unsigned_abs(), due_before: 0, due_through: 5 };
+        let (before, added) = (watermark.covered(), watermark.insert(whole));
+        assert!(before <= watermark.covered().max(before) && added <= watermark.covered().max(before));
+    }
+    if let Ok(tally) = serde_json::from_str::<Tally>(text) {
+        assert!(!tally.is_balanced() || tally.waiting(tally.due) == tally.due - tally.accounted());
+    }
+    drop(serde_json::from_str::<Content>(text));
+    if let Ok(manifest) = serde_json::from_str::<Manifest>(text) {
+        drop(manifest.holdings());
+    }
+    for table in [Table::Samples, Table::Gaps] {
+        if let Some(hour) = layout::filed_under(table, text) {
+            let (folder, _) = text.rsplit_once('/').expect("a key has a folder");
+            assert!(hour.start_ms() % 3_600_000 == 0 && layout::folder(table, hour).len() <= folder.len() + 40);
+        }
+    }
+    if let Some((batch, _)) = layout::batch_of(text) {
+        assert_eq!(batch.len(), 26);
+    }
+}
+
+fn made_rows() -> Vec<Vec<u8>> {
+    let mut tally = Tally { stored: 2, ..Tally::default() };
+    tally.cover(Span { first: 1, last: 3, due_before: 0, due_through: 3 });
+    tally.cover(Span { first: 9, last: 12, due_before: 8, due_through: 12 });
+    let satellite = SatelliteId::from_bits([1; 10]);
+    let holding = Holding { satellite, epoch: epoch(), tally: tally.clone() };
+    let key = layout::key(Table::Samples, Hour::of(NOW_MS), &BatchId::new(NOW_MS, [7; 10]), 3);
+    let content = Content { objects: vec![ObjectSize { key: key.clone(), bytes: 9 }], holds: vec![holding.clone()] };
+    let written = [
+        serde_json::to_string(&tally.watermark),
+        serde_json::to_string(&tally),
+        serde_json::to_string(&content),
+        Ok(Manifest::new("relay-1", &[holding]).to_text()),
+        Ok(key),
+        Ok(layout::key(Table::Gaps, Hour::of(NOW_MS), &BatchId::new(NOW_MS, [7; 10]), 0)),
+    ];
+    written.into_iter().map(|text| text.expect("a row is written").into_bytes()).collect()
+}
+
+fn settings(bytes: &[u8]) {
+    static DIR: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let dir = DIR.get_or_init(|| tempfile::tempdir().expect("a directory"));
+    let path = dir.path().join("settings.toml");
+    if std::fs::write(&path, bytes).is_err() {
+        return;
+    }
+    if let Ok(settings) = satellite_agent::settings::Settings::load(Some(&path)) {
+        let relay = "https://relay.example.org:8443".parse().expect("an address");
+        drop(Route::to(&relay, &settings.proxy_settings()));
+    }
+    drop(satellite_relay::settings::Settings::load(Some(&path)));
+}
+
+/// The example files, as they are and with every setting in force.
+fn examples() -> Vec<Vec<u8>> {
+    let files = [
+        include_str!("../../agent/satellite.example.toml"),
+        include_str!("../../relay/relay.example.toml"),
+        include_str!("../../agent/policy.example.toml"),
+    ];
+    let in_force = |text: &str| {
+        let is_setting = |line: &str| line.starts_with("# ") && (line.contains(" = ") || line.contains("["));
+        let lines = text.lines().map(|line| if is_setting(line) { &line[2..] } else { line });
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    files.iter().flat_map(|text| [(*text).to_owned(), in_force(text)]).map(String::into_bytes).collect()
 }

@@ -28,6 +28,8 @@ pub enum Asked {
     Prometheus,
     /// For JSON, over TLS.
     Https,
+    /// Whether it accepts connections.
+    Tcp,
 }
 
 /// One way to answer.
@@ -77,7 +79,20 @@ const fn tls(
     Attack { name, asked: Asked::Https, reasons, says, serve }
 }
 
-/// All of them.
+const fn tcp(name: &'static str, serve: fn(&mut Client) -> Result<()>) -> Attack {
+    Attack { name, asked: Asked::Tcp, reasons: &[], says: "", serve }
+}
+
+/// What a port may do once it has accepted, which is all that it was asked.
+pub const PORTS: &[Attack] = &[
+    tcp("port-silent", |c| c.hold()),
+    tcp("port-drips", |c| c.drip(b"SSH-2.0-")),
+    tcp("port-floods", |c| c.flood(b"220 welcome\r\n")),
+    tcp("port-closes", |_| Ok(())),
+    tcp("port-resets", |c| c.reset()),
+];
+
+/// All that answer with HTTP, or should.
 pub const ALL: &[Attack] = &[
     // Too much.
     http("endless", BAD, "more than 1048576", |c| c.endless("", b"[1, 2, 3],")),
@@ -378,6 +393,7 @@ impl HostileDevice {
     pub fn as_device(&self, timeout: &str) -> String {
         let (name, port) = (self.attack.name, self.port);
         let (collector, scheme, more) = match self.attack.asked {
+            Asked::Tcp => return tcp_device(name, port, timeout),
             Asked::Prometheus => ("prometheus", "http", String::new()),
             Asked::Http | Asked::Https => {
                 let metrics = (0..3).map(|n| format!("[[device.metric]]\nname = \"m{n}\"\npath = \"$.a\"\n"));
@@ -389,6 +405,15 @@ impl HostileDevice {
              every = \"3s\"\ntimeout = \"{timeout}\"\n{more}"
         )
     }
+}
+
+/// The device that asks whether this port of loopback accepts connections.
+#[must_use]
+pub fn tcp_device(name: &str, port: u16, timeout: &str) -> String {
+    format!(
+        "[[device]]\nname = \"{name}\"\ncollector = \"tcp\"\naddress = \"127.0.0.1:{port}\"\nevery = \"1s\"\n\
+         timeout = \"{timeout}\"\n"
+    )
 }
 
 impl Drop for HostileDevice {
@@ -449,10 +474,10 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_short_enough_for_a_device() {
-        let mut names: Vec<&str> = ALL.iter().map(|attack| attack.name).collect();
+        let mut names: Vec<&str> = ALL.iter().chain(PORTS).map(|attack| attack.name).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), ALL.len());
+        assert_eq!(names.len(), ALL.len() + PORTS.len());
         assert!(names.iter().all(|name| name.len() < 60));
     }
 

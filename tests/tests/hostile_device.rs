@@ -2,6 +2,7 @@
 //! satellite's memory hardly grows, and the other devices are polled on time.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,12 +13,15 @@ use satellite_relay::authority::{Authority, Door, Names};
 use satellite_relay::data_dir::DataDir;
 use satellite_shared::clock::{Clock as _, SystemClock};
 use satellite_tests::device::Device;
-use satellite_tests::hostile_device::{ALL, HostileDevice};
+use satellite_tests::hostile_device::{ALL, HostileDevice, PORTS, tcp_device};
+use satellite_tests::hostile_ping::{self, HostilePings, NETWORK};
 use satellite_tests::house::House;
 use satellite_tests::journey::{self, journey};
+use satellite_tests::netns::journey_inside;
 use satellite_tests::peers::Peer;
 use satellite_tests::{memory, wait};
 use serde_json::Value;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 /// How much the satellite's memory may grow by, whatever a device does.
 const GROWTH_KIB_MAX: u64 = 8 << 10;
@@ -29,7 +33,11 @@ const TOGETHER: usize = 5;
 
 fn main() -> ExitCode {
     const PYTHON: &[Peer] = &[Peer::Python];
-    journey::run(vec![journey("devices_that_attack_hurt_nobody_but_themselves", PYTHON, attacks)])
+    journey::run(vec![
+        journey("devices_that_attack_hurt_nobody_but_themselves", PYTHON, attacks),
+        journey("a_port_that_accepts_and_then_attacks_is_an_answer_and_costs_nothing", PYTHON, ports),
+        journey_inside("an_echo_that_lies_is_no_answer_of_the_host", echoes),
+    ])
 }
 
 /// A server's certificate of an authority that no satellite knows.
@@ -110,4 +118,112 @@ fn is_seen_through(gaps: &BTreeMap<String, Vec<(String, String)>>, device: &Host
         attack.reasons.contains(&reason.as_str()) && !detail.is_empty() && detail.contains(attack.says)
     };
     device.asked() > 0 && gaps.get(attack.name).is_some_and(|gaps| gaps.iter().any(fits))
+}
+
+/// A port whose queue of connections is full: nothing answers there, not even with a refusal.
+fn full_port() -> Result<(Vec<Socket>, u16)> {
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    listener.bind(&SockAddr::from(SocketAddr::from(([127, 0, 0, 1], 0))))?;
+    listener.listen(0)?;
+    let address = listener.local_addr()?;
+    let port = address.as_socket().context("an address")?.port();
+    let mut sockets = vec![listener];
+    for _ in 0..20 {
+        let client = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        let is_full = client.connect_timeout(&address, Duration::from_millis(300)).is_err();
+        sockets.push(client);
+        if is_full {
+            return Ok((sockets, port));
+        }
+    }
+    anyhow::bail!("the kernel takes any number of connections that nobody accepts")
+}
+
+/// What one poll of a device gives beside its schedule.
+fn probed(house: &House, device: &str) -> Result<BTreeMap<String, f64>> {
+    let said = house.satellite.command(&["probe", device, "--json"], "")?.success()?;
+    let said: Value = serde_json::from_str(&said).context("a probe's document")?;
+    ensure!(said["failure"].is_null(), "{device}: {said}");
+    let samples = said["samples"].as_array().context("samples")?;
+    let pair = |sample: &Value| Some((sample["name"].as_str()?.to_owned(), sample["value"].as_f64()?));
+    Ok(samples.iter().filter_map(pair).collect())
+}
+
+fn succeeds(house: &House, device: &str) -> Result<bool> {
+    Ok(probed(house, device)?["probe_success"] > 0.5)
+}
+
+fn ports(dir: &Path) -> Result<()> {
+    let good = Device::new("good")?;
+    let hostile = PORTS.iter().map(|attack| HostileDevice::new(*attack)).collect::<Result<Vec<_>>>()?;
+    let (_queue, full) = full_port()?;
+    let mut house = House::new(dir, &[&good])?;
+    let mut allowed: Vec<u16> = hostile.iter().map(HostileDevice::port).collect();
+    allowed.extend([good.port(), full]);
+    house.satellite.stop()?;
+    house.satellite.allow(&allowed)?;
+    house.satellite.start()?;
+    house.configure(&good.as_http("1s"))?;
+    house.wait_for_polls(&good, 2)?;
+    let process = house.satellite.process_id().context("the satellite runs")?;
+    let before = memory::of(process)?;
+    memory::forget_peak(process)?;
+    let devices: String = hostile.iter().map(|device| device.as_device("10s")).collect();
+    house.configure(&format!("{}{devices}{}", good.as_http("1s"), tcp_device("full", full, "1s")))?;
+    for device in &hostile {
+        let name = device.attack().name;
+        wait::until_true(&format!("{name} accepts"), IN_ERROR_WITHIN, || succeeds(&house, name))?;
+        wait::until_true(&format!("ten polls of {name}"), IN_ERROR_WITHIN, || Ok(device.asked() > 10))?;
+    }
+    ensure!(!succeeds(&house, "full")?, "a port that does not answer was taken for open");
+    let grown_kib = memory::of(process)?.peak_kib.saturating_sub(before.rss_kib);
+    ensure!(grown_kib <= GROWTH_KIB_MAX, "the satellite grew by {grown_kib} KiB");
+    house.finish(&[&good]).map(drop)
+}
+
+/// Unprivileged sockets, to which the kernel gives what it takes for theirs, and raw ones, which see everything.
+const RIGHTS: [(&str, &str); 2] = [("unprivileged", "0\t2147483647"), ("raw", "1\t0")];
+
+fn echoes(dir: &Path) -> Result<()> {
+    let good = Device::new("good")?;
+    let pings = HostilePings::start()?;
+    let mut house = House::new(dir, &[&good])?;
+    house.satellite.stop()?;
+    let port = good.port();
+    house.satellite.set_policy(&format!("networks = [\"{NETWORK}\"]\nloopback_ports = [{port}]\n"))?;
+    house.satellite.start()?;
+    let hosts: String = hostile_ping::ALL.iter().map(ping_device).collect();
+    for (kind, range) in RIGHTS {
+        std::fs::write("/proc/sys/net/ipv4/ping_group_range", range)?;
+        house.configure(&format!("# {kind}\n{}{hosts}", good.as_http("1s")))?;
+        house.wait_for_polls(&good, 2)?;
+        let process = house.satellite.process_id().context("the satellite runs")?;
+        let before = memory::of(process)?;
+        memory::forget_peak(process)?;
+        for attack in hostile_ping::ALL {
+            let asked = pings.asked(attack);
+            if attack.is_answer {
+                let what = format!("{}, by {kind} sockets, is an answer", attack.name);
+                wait::until_true(&what, IN_ERROR_WITHIN, || succeeds(&house, attack.name))?;
+            } else {
+                let taken = succeeds(&house, attack.name)?;
+                ensure!(!taken, "{}, by {kind} sockets, was taken for an answer of the host", attack.name);
+            }
+            ensure!(pings.asked(attack) > asked, "{} was not asked by {kind} sockets", attack.name);
+        }
+        house.wait_for_polls(&good, 2)?;
+        let grown_kib = memory::of(process)?.peak_kib.saturating_sub(before.rss_kib);
+        ensure!(grown_kib <= GROWTH_KIB_MAX, "the satellite grew by {grown_kib} KiB with {kind} sockets");
+    }
+    house.finish(&[&good]).map(drop)
+}
+
+fn ping_device(attack: &hostile_ping::Attack) -> String {
+    // Whoever should answer has time on a busy machine; for whoever should not, every second is waited for.
+    let timeout = if attack.is_answer { "9s" } else { "1s" };
+    format!(
+        "[[device]]\nname = \"{}\"\ncollector = \"ping\"\naddress = \"{}\"\nevery = \"1h\"\ntimeout = \"{timeout}\"\n",
+        attack.name,
+        attack.address()
+    )
 }

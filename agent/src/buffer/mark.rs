@@ -51,7 +51,12 @@ impl Mark {
     /// The mark in a buffer's directory; one that can't be read or was altered is none. An altered one would tell of
     /// losses that never were.
     pub(super) fn read(dir: &Path) -> Option<Self> {
-        let text = std::fs::read_to_string(dir.join(NAME)).ok()?;
+        Self::parse(&std::fs::read_to_string(dir.join(NAME)).ok()?)
+    }
+
+    /// Reads a mark's text; `None` where it is damaged.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
         let (crc, json) = text.split_once(' ')?;
         let whole = u32::from_str_radix(crc, 16).ok()? == crc32fast::hash(json.as_bytes());
         whole.then(|| serde_json::from_str(json).ok()).flatten()

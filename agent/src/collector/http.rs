@@ -21,6 +21,7 @@ use satellite_shared::limits;
 use satellite_shared::metric::{Kind, is_label_name, is_metric_name};
 use serde::Deserialize;
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 
 use self::client::{Answer, Client};
@@ -202,6 +203,20 @@ fn find(numbers: &[Number], due: &[usize], body: &[u8], left: Duration) -> Resul
         numbers[*metric].path.numbers(&document).map_err(bad)
     });
     Ok(found.collect())
+}
+
+/// Asks over a stream that stands already, and reads the answer's body as a poll does.
+///
+/// # Errors
+/// What a poll would say of it.
+pub async fn read_answer<S>(stream: S) -> Result<Vec<u8>, Failure>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut answer = Answer::over(stream).await?;
+    answer.check_status()?;
+    answer.check_encoding()?;
+    answer.body(BODY_BYTES_MAX).await
 }
 
 /// Reads a device's JSON, if it is no more than fits.

@@ -14,6 +14,7 @@ use satellite_shared::config::{Device, Problem};
 use satellite_shared::gap::Reason;
 use satellite_shared::limits;
 use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::text::{LINE_BYTES_MAX, Parser, Sample};
 use super::http::client::{Answer, Client};
@@ -91,6 +92,7 @@ fn with_path(url: &str) -> String {
 }
 
 /// Which names are wanted.
+#[derive(Default)]
 struct Names {
     include: Vec<String>,
     exclude: Vec<String>,
@@ -139,25 +141,43 @@ impl Prometheus {
     async fn read(&mut self, scraped: &mut u32, readings: &mut Readings) -> Result<(), Failure> {
         self.client.resolve(&self.gate).await?;
         let mut answer = self.client.send(Method::Get, ACCEPT).await?;
-        answer.check_status()?;
-        answer.check_encoding()?;
-        let content_type = answer.content_type().unwrap_or_default().to_ascii_lowercase();
-        if content_type.contains("html") || content_type.contains("protobuf") {
-            let detail = format!("the answer is {content_type}, not metrics: does the URL's path end in /metrics?");
-            return Err(Failure::new(Reason::BadAnswer, detail));
-        }
-        let parser = Parser::new(content_type.starts_with("application/openmetrics-text"));
-        let mut page = Page { parser, names: &self.names, line: Vec::new(), scraped, readings };
-        let mut bytes = 0;
-        while let Some(chunk) = answer.chunk().await? {
-            bytes += chunk.len();
-            if bytes > BODY_BYTES_MAX {
-                return Err(Failure::new(Reason::BadAnswer, format!("a page of more than {BODY_BYTES_MAX} bytes")));
-            }
-            page.take(&chunk)?;
-        }
-        page.end(&answer)
+        read(&mut answer, &self.names, scraped, readings).await
     }
+}
+
+/// Asks over a stream that stands already, and reads the page as a poll does; says how many samples it has.
+///
+/// # Errors
+/// What a poll would say of it.
+pub async fn read_page<S>(stream: S, readings: &mut Readings) -> Result<u32, Failure>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut scraped = 0;
+    let mut answer = Answer::over(stream).await?;
+    read(&mut answer, &Names::default(), &mut scraped, readings).await?;
+    Ok(scraped)
+}
+
+async fn read(answer: &mut Answer, names: &Names, scraped: &mut u32, readings: &mut Readings) -> Result<(), Failure> {
+    answer.check_status()?;
+    answer.check_encoding()?;
+    let content_type = answer.content_type().unwrap_or_default().to_ascii_lowercase();
+    if content_type.contains("html") || content_type.contains("protobuf") {
+        let detail = format!("the answer is {content_type}, not metrics: does the URL's path end in /metrics?");
+        return Err(Failure::new(Reason::BadAnswer, detail));
+    }
+    let parser = Parser::new(content_type.starts_with("application/openmetrics-text"));
+    let mut page = Page { parser, names, line: Vec::new(), scraped, readings };
+    let mut bytes = 0;
+    while let Some(chunk) = answer.chunk().await? {
+        bytes += chunk.len();
+        if bytes > BODY_BYTES_MAX {
+            return Err(Failure::new(Reason::BadAnswer, format!("a page of more than {BODY_BYTES_MAX} bytes")));
+        }
+        page.take(&chunk)?;
+    }
+    page.end(answer)
 }
 
 /// A page on its way from pieces of a body to samples.

@@ -21,7 +21,7 @@ const PIECE_BYTES: usize = 64 << 10;
 
 /// What the file looked like.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Seal {
+pub struct Seal {
     bytes: u64,
     modified: (i64, i64),
     sha256: String,
@@ -68,10 +68,7 @@ fn read(path: &Path) -> io::Result<Option<Seal>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         read => read?,
     };
-    let text = String::from_utf8_lossy(&bytes);
-    let parts = text.trim_end().split_once(' ');
-    let whole = parts.filter(|(sha256, json)| *sha256 == sha256_hex(json.as_bytes()));
-    let seal = whole.and_then(|(_, json)| serde_json::from_str(json).ok());
+    let seal = Seal::parse(&bytes);
     if seal.is_none() {
         tracing::warn!(path = %path.display(), "the registry's seal is damaged: whether the registry is, it can't tell");
         std::fs::remove_file(path)?;
@@ -80,6 +77,15 @@ fn read(path: &Path) -> io::Result<Option<Seal>> {
 }
 
 impl Seal {
+    /// Reads a seal's file; `None` where it is damaged.
+    #[must_use]
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let text = String::from_utf8_lossy(bytes);
+        let (sha256, json) = text.trim_end().split_once(' ')?;
+        let whole = sha256 == sha256_hex(json.as_bytes());
+        whole.then(|| serde_json::from_str(json).ok()).flatten()
+    }
+
     fn of(registry: &Path) -> io::Result<Self> {
         let mut file = File::open(registry)?;
         file.sync_all()?;

@@ -16,6 +16,7 @@ use reqwest::Url;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use satellite_shared::gap::Reason;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::connection::{Connection, Tls};
 use super::target::Target;
@@ -124,6 +125,17 @@ impl Client {
 }
 
 impl Answer {
+    /// What a device answers to a request over a stream that stands already: no address, no certificate.
+    pub(crate) async fn over<S>(stream: S) -> Result<Self, Failure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let asked = Connection::over(stream, None, Request::new(Empty::new())).await;
+        let (connection, head) = asked.map_err(|error| failure_of(error.as_ref()))?;
+        let url = Url::parse("http://device/").map_err(|error| Failure::new(Reason::Unsupported, error.to_string()))?;
+        Ok(Self { url, head, connection })
+    }
+
     /// `200`, `404`, …
     pub(crate) fn status(&self) -> u16 {
         self.head.status().as_u16()

@@ -88,16 +88,29 @@ impl Connection {
         let to: Uri = format!("http://device:{port}/").parse()?;
         let tcp: TcpStream = TokioIo::into_inner(connector.call(to).await?);
         let from = tcp.peer_addr().ok();
+        let (connection, head) = Self::over(tcp, tls, request).await?;
+        Ok((Self { from, ..connection }, head))
+    }
+
+    /// The same over a stream that stands already.
+    pub(super) async fn over<S>(
+        stream: S,
+        tls: Option<Tls>,
+        request: Request<Empty<Bytes>>,
+    ) -> Result<(Self, Response<()>), Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let left = Arc::new(AtomicUsize::new(HEAD_BYTES_MAX));
-        let tcp = Fair { inner: tcp, read: 0, left: Arc::clone(&left) };
+        let stream = Fair { inner: stream, read: 0, left: Arc::clone(&left) };
         let (moving, sent) = match tls {
-            None => begin(tcp, request).await?,
+            None => begin(stream, request).await?,
             Some(tls) => {
-                let connected = TlsConnector::from(tls.config).connect(tls.name, tcp).await?;
+                let connected = TlsConnector::from(tls.config).connect(tls.name, stream).await?;
                 begin(connected, request).await?
             }
         };
-        let mut connection = Self { moving: Some(moving), body: None, from };
+        let mut connection = Self { moving: Some(moving), body: None, from: None };
         let (head, body) = connection.wait(sent).await?.into_parts();
         left.store(usize::MAX, Ordering::Relaxed);
         connection.body = Some(body);
