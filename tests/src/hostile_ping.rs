@@ -22,6 +22,8 @@ const ECHO_REQUEST: u8 = 8;
 const OFTEN: usize = 2_000;
 /// Near what one packet can hold.
 const HUGE_BYTES: usize = 60_000;
+/// How many routers our packets may pass: by this number they are known.
+const OUR_HOPS: u8 = 77;
 /// Where the attacks live.
 pub const NETWORK: &str = "192.168.77.0/24";
 
@@ -65,12 +67,7 @@ pub const ALL: &[Attack] = &[
     Attack { name: "quotes-options", host: 12, is_answer: false, answer: |echo| vec![echo.quoted_with_options()] },
     Attack { name: "unknown-type", host: 13, is_answer: false, answer: |echo| vec![echo.typed(200)] },
     Attack { name: "asks-back", host: 14, is_answer: false, answer: |echo| vec![echo.typed(ECHO_REQUEST)] },
-    Attack {
-        name: "redirects",
-        host: 15,
-        is_answer: true,
-        answer: |echo| vec![echo.quoted(REDIRECT, 28), echo.reply(echo.rest.clone())],
-    },
+    Attack { name: "redirected", host: 15, is_answer: true, answer: Echo::redirected },
     Attack { name: "guesses", host: 16, is_answer: false, answer: Echo::guesses },
 ];
 
@@ -87,7 +84,7 @@ impl Echo {
     fn read(packet: &[u8]) -> Option<Self> {
         let address = |at: usize| packet.get(at..at + 4)?.try_into().ok().map(|four: [u8; 4]| Ipv4Addr::from(four));
         let icmp = packet.get(usize::from(packet.first()? & 15) * 4..)?;
-        let is_request = *icmp.first()? == ECHO_REQUEST;
+        let is_request = *icmp.first()? == ECHO_REQUEST && *packet.get(8)? != OUR_HOPS;
         let rest = icmp.get(4..)?.to_vec();
         is_request.then_some(Self { from: address(12)?, to: address(16)?, rest })
     }
@@ -132,6 +129,13 @@ impl Echo {
         (from, kind, rest)
     }
 
+    /// The router says once that there is a shorter way, and the host answers all the same.
+    fn redirected(&self) -> Vec<Packet> {
+        let is_first = self.rest.get(2..4) == Some(&[0, 0]);
+        let redirect = is_first.then(|| self.quoted(REDIRECT, 28));
+        redirect.into_iter().chain([self.reply(self.rest.clone())]).collect()
+    }
+
     /// Every sequence number but the right one.
     fn guesses(&self) -> Vec<Packet> {
         let guess = |n: u16| {
@@ -146,7 +150,7 @@ impl Echo {
 fn headed(from: Ipv4Addr, to: Ipv4Addr, icmp: &[u8]) -> Vec<u8> {
     let length = u16::try_from(IP_HEADER_BYTES + icmp.len()).unwrap_or(u16::MAX).to_be_bytes();
     // The kernel reckons the header's checksum.
-    let mut packet = vec![0x45, 0, length[0], length[1], 0, 0, 0, 0, 64, 1, 0, 0];
+    let mut packet = vec![0x45, 0, length[0], length[1], 0, 0, 0, 0, OUR_HOPS, 1, 0, 0];
     packet.extend(from.octets());
     packet.extend(to.octets());
     packet.extend(icmp);

@@ -2,7 +2,7 @@
 //!
 //! Unprivileged where the kernel allows it (`net.ipv4.ping_group_range`), else with CAP_NET_RAW, else every poll says
 //! what would allow it: a missing right is never reported as a host that is down. An ICMP error from a router is no
-//! answer of the host either.
+//! answer of the host either; what a router says beside, such as that there is a shorter way, costs another request.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -27,6 +27,12 @@ const COUNT_MAX: u16 = 5;
 const PAYLOAD: [u8; 56] = [0x53; 56];
 const ECHO_REPLY_V4: u8 = 0;
 const ECHO_REPLY_V6: u8 = 129;
+/// Unreachable, time exceeded, a bad header.
+const ERRORS_V4: [u8; 3] = [3, 11, 12];
+/// Those of ICMPv6 are the first half of the types.
+const ERRORS_V6: std::ops::RangeInclusive<u8> = 1..=127;
+/// Requests in place of one on which there was neither a reply nor an error.
+const AGAIN_MAX: u16 = 2;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -119,7 +125,15 @@ impl Ping {
         seen.setup_seconds = watch.seconds();
         let mut outcome = Ok(());
         for sequence in 0..self.count {
-            match pinger.ping(PingSequence(sequence), &PAYLOAD).await {
+            let mut answer = pinger.ping(PingSequence(sequence), &PAYLOAD).await;
+            for again in 1..=AGAIN_MAX {
+                if !matches!(&answer, Ok((packet, _)) if is_beside(packet)) {
+                    break;
+                }
+                // A number of its own: what still comes for the one before is not taken for its reply.
+                answer = pinger.ping(PingSequence(sequence + again * self.count), &PAYLOAD).await;
+            }
+            match answer {
                 Ok((packet, rtt)) if is_reply(&packet) => {
                     seen.replies += 1;
                     seen.rtt_seconds += rtt.as_secs_f64();
@@ -162,6 +176,15 @@ fn is_reply(packet: &IcmpPacket) -> bool {
         IcmpPacket::V4(packet) => packet.get_icmp_type().0 == ECHO_REPLY_V4,
         IcmpPacket::V6(packet) => packet.get_icmpv6_type().0 == ECHO_REPLY_V6,
     }
+}
+
+/// Neither a reply nor an error: raw sockets are given all that quotes a request.
+fn is_beside(packet: &IcmpPacket) -> bool {
+    let is_error = match packet {
+        IcmpPacket::V4(packet) => ERRORS_V4.contains(&packet.get_icmp_type().0),
+        IcmpPacket::V6(packet) => ERRORS_V6.contains(&packet.get_icmpv6_type().0),
+    };
+    !is_error && !is_reply(packet)
 }
 
 fn hop_limit(packet: &IcmpPacket) -> Option<u8> {
@@ -210,6 +233,23 @@ mod tests {
             let names: Vec<_> = phases.iter().map(|(labels, _)| labels.as_str()).collect();
             assert_eq!(names, ["phase=resolve", "phase=setup", "phase=rtt"]);
             assert!(phases[2].1 > 0.0 && phases[2].1 < 1.0, "{phases:?}");
+        }
+    }
+
+    /// An ICMPv6 packet of this type that quotes an echo request.
+    fn quoting(kind: u8) -> IcmpPacket {
+        let mut packet = vec![kind, 0, 0, 0, 0, 0, 0, 0, 0x60, 0, 0, 0, 0, 8, 58, 64];
+        packet.extend([0; 32]);
+        packet.extend([128, 0, 0, 0, 0x12, 0x34, 0, 7]);
+        IcmpPacket::V6(surge_ping::Icmpv6Packet::decode(&packet, std::net::Ipv6Addr::LOCALHOST).unwrap())
+    }
+
+    #[test]
+    fn a_redirect_is_neither_a_reply_nor_an_error() {
+        let redirect = quoting(137);
+        assert!(is_beside(&redirect) && !is_reply(&redirect));
+        for other in [quoting(1), quoting(3), quoting(ECHO_REPLY_V6)] {
+            assert!(!is_beside(&other), "{other:?}");
         }
     }
 
