@@ -69,36 +69,42 @@ pub struct Target {
     pub read: fn(&[u8]),
     /// What a fuzzer begins with where no text can say it: made by the code that writes such bytes.
     pub made: fn() -> Vec<Vec<u8>>,
+    /// How many times fewer mutations a test of every day can afford.
+    pub dear: u32,
+}
+
+const fn target_of(name: &'static str, read: fn(&[u8]), made: fn() -> Vec<Vec<u8>>) -> Target {
+    Target { name, read, made, dear: 1 }
 }
 
 /// All of them.
 pub const ALL: &[Target] = &[
-    Target { name: "to_satellite", read: to_satellite, made: Vec::new },
-    Target { name: "to_relay", read: to_relay, made: Vec::new },
-    Target { name: "frame", read: frame, made: frames },
-    Target { name: "frame_payload", read: frame_payload, made: frames },
-    Target { name: "config", read: config, made: Vec::new },
-    Target { name: "join_code", read: join_code, made: join_codes },
-    Target { name: "enrolment", read: enrolment, made: Vec::new },
-    Target { name: "csr", read: csr, made: requests },
-    Target { name: "page", read: page, made: Vec::new },
-    Target { name: "json", read: json, made: Vec::new },
-    Target { name: "crontab", read: crontab, made: Vec::new },
-    Target { name: "policy", read: policy, made: Vec::new },
-    Target { name: "host", read: host, made: Vec::new },
-    Target { name: "notes", read: notes, made: made_notes },
-    Target { name: "salvage", read: salvage, made: frames },
-    Target { name: "keystore", read: keystore, made: Vec::new },
-    Target { name: "archive", read: archive, made: objects },
-    Target { name: "answer", read: device::answer, made: device::answers },
-    Target { name: "ping", read: device::ping, made: device::packets },
-    Target { name: "certificate", read: device::certificate, made: device::certificates },
-    Target { name: "machine", read: device::machine, made: device::machines },
-    Target { name: "session", read: session::session, made: session::sessions },
-    Target { name: "link", read: link::link, made: link::links },
-    Target { name: "state", read: state, made: states },
-    Target { name: "rows", read: rows, made: made_rows },
-    Target { name: "settings", read: settings, made: examples },
+    target_of("to_satellite", to_satellite, Vec::new),
+    target_of("to_relay", to_relay, Vec::new),
+    target_of("frame", frame, frames),
+    target_of("frame_payload", frame_payload, frames),
+    target_of("config", config, Vec::new),
+    target_of("join_code", join_code, join_codes),
+    target_of("enrolment", enrolment, Vec::new),
+    target_of("csr", csr, requests),
+    target_of("page", page, Vec::new),
+    target_of("json", json, Vec::new),
+    target_of("crontab", crontab, Vec::new),
+    target_of("policy", policy, Vec::new),
+    target_of("host", host, Vec::new),
+    target_of("notes", notes, made_notes),
+    target_of("salvage", salvage, frames),
+    target_of("keystore", keystore, Vec::new),
+    target_of("archive", archive, objects),
+    target_of("answer", device::answer, device::answers),
+    target_of("ping", device::ping, device::packets),
+    target_of("certificate", device::certificate, device::certificates),
+    Target { dear: 50, ..target_of("machine", device::machine, device::machines) },
+    Target { dear: 10, ..target_of("session", session::session, session::sessions) },
+    target_of("link", link::link, link::links),
+    target_of("state", state, states),
+    target_of("rows", rows, made_rows),
+    target_of("settings", settings, examples),
 ];
 
 /// Where the corpus of a target is.

@@ -34,8 +34,6 @@ pub mod foreign;
 
 pub mod hostile_device;
 
-pub mod hostile_ping;
-
 pub mod hostile_relay;
 
 pub mod netns;

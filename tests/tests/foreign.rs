@@ -82,7 +82,7 @@ fn read_anything(target: &Target) -> Result<()> {
     for seed in &seeds {
         read(target, seed)?;
     }
-    for round in 0..u64::from(rounds(MUTATIONS)) {
+    for round in 0..u64::from((rounds(MUTATIONS) / target.dear).max(1)) {
         let seed = first_seed() + round;
         let mutated = mutated(&seeds, &mut Dice::new(seed));
         read(target, &mutated).with_context(|| format!("seed {seed}"))?;

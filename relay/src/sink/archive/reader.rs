@@ -4,6 +4,7 @@
 //! meanwhile is skipped; one that can't be read is named in the answer, and the others are read all the same.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
@@ -113,6 +114,9 @@ pub enum Unreadable {
     /// A part of it can't be decoded.
     #[error("damaged: {0}")]
     Columns(#[from] arrow_schema::ArrowError),
+    /// It is damaged in a way that the library which reads Parquet does not expect.
+    #[error("damaged: reading it panicked")]
+    Panicked,
     /// It lacks a column, or holds another type in it.
     #[error("column `{0}` is missing or of another type")]
     Column(&'static str),
@@ -215,6 +219,15 @@ fn open(bytes: Bytes) -> Result<ParquetRecordBatchReaderBuilder<Bytes>, Unreadab
 /// # Errors
 /// Says why the object is not one of the archive's.
 pub fn decode_samples(bytes: Bytes, query: &Query) -> Result<Vec<Sample>, Unreadable> {
+    guarded(|| read_samples(bytes, query))
+}
+
+/// An object may lie for years on a disk that nobody checks, and one that can't be read hides no other.
+fn guarded<Row>(read: impl FnOnce() -> Result<Vec<Row>, Unreadable>) -> Result<Vec<Row>, Unreadable> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or(Err(Unreadable::Panicked))
+}
+
+fn read_samples(bytes: Bytes, query: &Query) -> Result<Vec<Sample>, Unreadable> {
     let builder = open(bytes)?;
     let metadata = Arc::clone(builder.metadata());
     let wanted = (0..metadata.num_row_groups()).filter(|&group| may_hold(metadata.row_group(group), query)).collect();
@@ -281,6 +294,10 @@ fn push_samples(batch: &RecordBatch, query: &Query, rows: &mut Vec<Sample>) -> R
 /// # Errors
 /// Says why the object is not one of the archive's.
 pub fn decode_gaps(bytes: Bytes, query: &Query) -> Result<Vec<GapRow>, Unreadable> {
+    guarded(|| read_gaps(bytes, query))
+}
+
+fn read_gaps(bytes: Bytes, query: &Query) -> Result<Vec<GapRow>, Unreadable> {
     let mut rows = Vec::new();
     for batch in open(bytes)?.build()? {
         push_gaps(&batch?, query, &mut rows)?;
