@@ -237,12 +237,10 @@ mod tests {
     fn a_damaged_object_is_unreadable_or_reads_otherwise_and_nothing_worse() {
         for object in encode(&batch().0, None).unwrap() {
             for at in 0..object.bytes.len() {
-                for flip in [0x01, 0x80, 0xff] {
-                    let mut damaged = object.bytes.to_vec();
-                    damaged[at] ^= flip;
-                    let damaged = Bytes::from(damaged);
-                    drop((reader::decode_samples(damaged.clone(), &all()), reader::decode_gaps(damaged, &all())));
-                }
+                let mut damaged = object.bytes.to_vec();
+                damaged[at] ^= 0xff;
+                let damaged = Bytes::from(damaged);
+                drop((reader::decode_samples(damaged.clone(), &all()), reader::decode_gaps(damaged, &all())));
             }
         }
     }
