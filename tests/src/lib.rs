@@ -54,6 +54,8 @@ pub mod journey;
 
 pub mod disk;
 
+pub mod machine;
+
 pub mod rounds;
 
 pub mod load;

@@ -34,10 +34,26 @@ pub enum Peer {
     Iproute2,
     /// `nft` in a network namespace: packets that are lost. Root, and a kernel that lets it.
     LossyNetwork,
+    /// What makes the Debian packages.
+    Debhelper,
+    /// What finds fault with them.
+    Lintian,
+    /// What lists them for apt.
+    AptFtparchive,
+    /// What signs the list.
+    Gpg,
+    /// What scores units.
+    SystemdAnalyze,
+    /// A machine to install them on.
+    Qemu,
+    /// Its Debian. Root.
+    Mmdebstrap,
+    /// Its first program.
+    Cpio,
 }
 
-/// All of them.
-pub const ALL: [Peer; 10] = [
+/// All that `cargo verify` sees to: the others are for long forms.
+pub const ALL: [Peer; 15] = [
     Peer::Python,
     Peer::S3,
     Peer::NodeExporter,
@@ -48,6 +64,11 @@ pub const ALL: [Peer; 10] = [
     Peer::Faketime,
     Peer::Iproute2,
     Peer::LossyNetwork,
+    Peer::Debhelper,
+    Peer::Lintian,
+    Peer::AptFtparchive,
+    Peer::Gpg,
+    Peer::SystemdAnalyze,
 ];
 
 impl Peer {
@@ -64,6 +85,14 @@ impl Peer {
             Self::Faketime => "faketime",
             Self::Iproute2 => "iproute2",
             Self::LossyNetwork => "nftables",
+            Self::Debhelper => "debhelper",
+            Self::Lintian => "lintian",
+            Self::AptFtparchive => "apt-utils",
+            Self::Gpg => "gnupg",
+            Self::SystemdAnalyze => "systemd",
+            Self::Qemu => "qemu-system-x86",
+            Self::Mmdebstrap => "mmdebstrap",
+            Self::Cpio => "cpio",
         }
     }
 
@@ -92,6 +121,14 @@ impl Peer {
             }),
             Self::Iproute2 => in_path("ip"),
             Self::LossyNetwork => in_path("nft").filter(|_| network::works()),
+            Self::Debhelper => in_path("dh"),
+            Self::Lintian => in_path("lintian"),
+            Self::AptFtparchive => in_path("apt-ftparchive"),
+            Self::Gpg => in_path("gpg").filter(|_| in_path("gpg-agent").is_some()),
+            Self::SystemdAnalyze => in_path("systemd-analyze"),
+            Self::Qemu => in_path("qemu-system-x86_64").filter(|_| cfg!(target_arch = "x86_64")),
+            Self::Mmdebstrap => in_path("mmdebstrap").filter(|_| rustix::process::geteuid().is_root()),
+            Self::Cpio => in_path("cpio"),
         }
     }
 
@@ -100,6 +137,9 @@ impl Peer {
     pub fn missing(self) -> String {
         if self == Self::LoopDevice {
             return "LoopDevice is not there: it needs root, mkfs.ext4 and loop devices".into();
+        }
+        if !ALL.contains(&self) {
+            return format!("{self:?} is not there: as root, `apt-get install {}`", self.package());
         }
         format!("{self:?} is not there: `cargo verify` as root installs it, or `apt-get install {}`", self.package())
     }

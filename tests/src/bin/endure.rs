@@ -25,7 +25,7 @@ struct Long {
 }
 
 /// All of them.
-const ALL: [Long; 18] = [
+const ALL: [Long; 19] = [
     Long {
         name: "power",
         test: ("power", "an_acknowledged_record_survives_a_power_cut"),
@@ -127,6 +127,12 @@ const ALL: [Long; 18] = [
         test: ("crowd", "a_crowd_of_satellites_is_back_after_a_restart_of_the_relay"),
         rounds: 2000,
         round: "one of the satellites that come back at once",
+    },
+    Long {
+        name: "package",
+        test: ("package", "installed_leased_killed_restarted_cut_off_upgraded_and_removed"),
+        rounds: 1,
+        round: "the packages on a Debian with systemd: installed, killed, stuck, cut off the power, upgraded, purged",
     },
     Long {
         name: "simulation",
