@@ -342,11 +342,14 @@ END
 
     /// Identity, settings and buffer stay.
     fn upgrade(&mut self) -> Result<()> {
-        let lease = self.machine.must("satellite lease show | head -n 1; cat /etc/satellite-relay/relay.toml")?;
+        let who = |status: Value| (status["lease"]["satellite"].clone(), status["lease"]["relay"].clone());
+        let settings = "cat /etc/satellite-relay/relay.toml";
+        let before = (who(self.status()?), self.machine.must(settings)?);
         let said = self.machine.must("apt-get install -y /opt/agent-higher.deb /opt/relay-higher.deb")?;
         ensure!(said.contains("(0.2.0) over (0.1.0)"), "{said}");
         self.wait_until_streaming()?;
-        ensure!(self.machine.must("satellite lease show | head -n 1; cat /etc/satellite-relay/relay.toml")? == lease);
+        let after = (who(self.status()?), self.machine.must(settings)?);
+        ensure!(before == after, "before {before:?}, after {after:?}");
         self.settle()
     }
 
