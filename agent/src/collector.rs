@@ -173,20 +173,22 @@ impl Readings {
             self.overflow = true;
             return;
         }
-        let mut all: Vec<(&str, &str)> = Vec::with_capacity(labels.len() + self.fixed_labels.len());
-        all.extend_from_slice(labels);
-        for (name, value) in &self.fixed_labels {
-            if !labels.iter().any(|(other, _)| other == name) {
-                all.push((name, value));
-            }
-        }
-        all.sort_unstable();
         push_text(&mut self.keys, family.name);
         self.keys.push(family.kind as u8);
         push_text(&mut self.keys, family.unit);
-        for (name, value) in all {
-            push_text(&mut self.keys, name);
-            push_text(&mut self.keys, value);
+        // Most are few and in order already.
+        if self.fixed_labels.is_empty() && labels.is_sorted() {
+            push_labels(&mut self.keys, labels);
+        } else {
+            let mut all: Vec<(&str, &str)> = Vec::with_capacity(labels.len() + self.fixed_labels.len());
+            all.extend_from_slice(labels);
+            for (name, value) in &self.fixed_labels {
+                if !labels.iter().any(|(other, _)| other == name) {
+                    all.push((name, value));
+                }
+            }
+            all.sort_unstable();
+            push_labels(&mut self.keys, &all);
         }
         let key_end = u32::try_from(self.keys.len()).unwrap_or(u32::MAX);
         self.samples.push(Sample { metric: u16::try_from(metric).unwrap_or(u16::MAX), key_end, value });
@@ -261,6 +263,13 @@ impl Readings {
         self.samples.clear();
         self.missing.clear();
         self.overflow = false;
+    }
+}
+
+fn push_labels(keys: &mut Vec<u8>, labels: &[(&str, &str)]) {
+    for (name, value) in labels {
+        push_text(keys, name);
+        push_text(keys, value);
     }
 }
 

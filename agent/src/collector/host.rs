@@ -66,7 +66,6 @@ mod vmstat;
 mod xfs;
 mod zfs;
 
-use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -75,9 +74,9 @@ use satellite_shared::gap::Reason;
 use satellite_shared::metric::Kind;
 use serde_json::Value;
 
-use self::aside::Aside;
+use self::aside::{Aside, Gathered};
 use self::files::{Files, Trouble};
-use self::filesystem::Mounts;
+use self::filesystem::Mount;
 use super::{Built, Collector, CollectorKind, Context, Failure, Family, Poll, Readings};
 
 /// `collector = "host"`.
@@ -85,12 +84,11 @@ pub const KIND: CollectorKind = CollectorKind { name: "host", build };
 
 /// The longest that one poll waits for what is read aside; the share of the device's timeout is less where that is short.
 const PATIENCE_MAX: Duration = Duration::from_secs(2);
-/// Parts read aside at once.
-const PARTS_AT_ONCE: usize = 4;
 /// Files that stay open for what is read in the poll: about as many as that is.
 const FILES_OPEN_MAX: usize = 96;
-/// Files that stay open for one part read aside. A process may have 1,024 open unless told otherwise.
-const FILES_OPEN_ASIDE_MAX: usize = 64;
+/// Files that stay open for one part read aside, four network interfaces' for one. A process may have 1,024 open unless
+/// told otherwise.
+const FILES_OPEN_ASIDE_MAX: usize = 96;
 
 /// One part of the host.
 struct Part {
@@ -111,7 +109,7 @@ enum Place {
     Here,
     /// On a thread of its own, where this stands in the root; else the machine does not have it.
     Aside(&'static str),
-    /// On a thread for each mount.
+    /// As that, each mount by itself.
     Mounts,
 }
 
@@ -184,7 +182,7 @@ static PARTS: &[Part] = &[
     here("nfs", "it needs an NFS mount", || Box::new(Plain(nfs::read))),
     here("nfsd", "it needs a running NFS server", || Box::new(Plain(nfsd::read))),
     here("nvme", "it needs an NVMe drive", || Box::new(Plain(nvme::read))),
-    here("os", "it needs /etc/os-release", || Box::new(Plain(os::read))),
+    here("os", "it needs /etc/os-release", || Box::new(os::Os::default())),
     aside(
         "powersupplyclass",
         "sys/class/power_supply",
@@ -217,7 +215,7 @@ static PARTS: &[Part] = &[
         "it needs thermal zones: firmware or device tree describes them",
         || Box::new(Plain(thermal_zone::read)),
     ),
-    here("time", PROC, || Box::new(Plain(time::read))),
+    here("time", PROC, || Box::new(time::Time::default())),
     here("timex", "it needs adjtimex(2): the unit's `ProtectClock=` or a container refuses it", || {
         Box::new(Plain(timex::read))
     }),
@@ -260,7 +258,6 @@ struct Host {
     root: PathBuf,
     files: Files,
     aside: Aside<Errand>,
-    mounts: Mounts,
     patience: Duration,
 }
 
@@ -275,12 +272,31 @@ struct Seat {
     files: Option<Files>,
 }
 
-/// What a part read aside comes back with.
-struct Errand {
+/// What is read aside.
+enum Errand {
+    Part(Box<Away>),
+    Mount(Box<Mount>),
+}
+
+/// A part that is read aside, and what came of it.
+struct Away {
+    index: usize,
     reader: Box<dyn Read>,
     files: Files,
     readings: Readings,
     outcome: Result<(), Trouble>,
+}
+
+impl aside::Errand for Errand {
+    fn run(&mut self) {
+        match self {
+            Self::Part(away) => {
+                let mut out = Out { readings: &mut away.readings, metric: away.index };
+                away.outcome = away.reader.read(&mut away.files, &mut out);
+            }
+            Self::Mount(mount) => mount.ask(),
+        }
+    }
 }
 
 fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
@@ -311,7 +327,6 @@ fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
         root: context.root.clone(),
         files: Files::new(&context.root, FILES_OPEN_MAX),
         aside: Aside::default(),
-        mounts: Mounts::new(&context.root),
         patience: PATIENCE_MAX.min(device.timeout * 2 / 5),
     };
     Ok(Built { collector: Box::new(host), metrics })
@@ -374,28 +389,38 @@ fn check_metric(device: &Device, metric: &Metric, excluded: &[&str], index: usiz
 impl Collector for Host {
     fn poll<'a>(&'a mut self, due: &'a [usize], readings: &'a mut Readings) -> Poll<'a> {
         Box::pin(async move {
-            let mut apart = VecDeque::new();
-            let mut mounts = None;
+            for (name, errand) in self.aside.settle() {
+                self.take_back(&name, errand);
+            }
+            let mut errands = Vec::new();
+            let mut out = Vec::new();
             for &index in due {
                 match self.seats[index].part.place {
-                    Place::Here => self.read_here(index, readings),
-                    Place::Aside(path) => match self.files.must_stand(path) {
-                        Ok(()) => apart.push_back(index),
-                        Err(trouble) => self.tell(index, Err(trouble), readings.len(), readings),
-                    },
-                    Place::Mounts => mounts = Some(index),
+                    Place::Here => {}
+                    Place::Aside(path) => self.ready_part(index, path, &mut errands, &mut out, readings),
+                    Place::Mounts => self.ready_mounts(index, &mut errands, &mut out, readings),
                 }
             }
-            self.read_aside(apart, readings).await;
-            if let Some(metric) = mounts {
-                let before = readings.len();
-                let mut out = Out { readings, metric };
-                let outcome = self.mounts.read(&mut self.files, &mut out, self.patience).await;
-                self.tell(metric, outcome, before, readings);
+            self.aside.send(errands);
+            for &index in due {
+                if self.seats[index].part.place == Place::Here {
+                    self.read_here(index, readings);
+                }
+            }
+            if !out.is_empty() {
+                let gathered = self.aside.gather(self.patience).await;
+                self.land(gathered, out, readings);
             }
             Ok(())
         })
     }
+}
+
+/// What a poll waits for: a part, or a mount of the part.
+struct Awaited {
+    index: usize,
+    /// `None` for a part.
+    mount: Option<Mount>,
 }
 
 impl Host {
@@ -406,78 +431,107 @@ impl Host {
         self.tell(index, outcome, before, readings);
     }
 
-    async fn read_aside(&mut self, mut waiting: VecDeque<usize>, readings: &mut Readings) {
-        for (name, errand) in self.aside.settle() {
-            self.take_back(&name, errand);
+    /// Makes a part ready to be read aside, where the machine has it and it has come back from the last time.
+    fn ready_part(
+        &mut self,
+        index: usize,
+        path: &str,
+        errands: &mut Vec<(String, Errand)>,
+        out: &mut Vec<Awaited>,
+        readings: &mut Readings,
+    ) {
+        if let Err(trouble) = self.files.must_stand(path) {
+            return self.tell(index, Err(trouble), readings.len(), readings);
         }
-        let deadline = tokio::time::sleep(self.patience);
-        tokio::pin!(deadline);
-        let mut out = Vec::new();
-        loop {
-            while self.aside.fresh() < PARTS_AT_ONCE
-                && let Some(index) = waiting.pop_front()
-            {
-                if self.launch(index, readings) {
-                    out.push(index);
-                } else {
-                    let detail = "the read of an earlier poll still hangs: a driver or a device does not answer";
+        let seat = &mut self.seats[index];
+        let Some(reader) = seat.reader.take() else {
+            let detail = "the read of an earlier poll still hangs: a driver or a device does not answer";
+            return readings.missing(index, Failure::new(Reason::Timeout, detail));
+        };
+        let files = seat.files.take().unwrap_or_else(|| Files::new(&self.root, FILES_OPEN_ASIDE_MAX));
+        let away = Away { index, reader, files, readings: readings.sibling(), outcome: Ok(()) };
+        errands.push((seat.part.name.to_owned(), Errand::Part(Box::new(away))));
+        out.push(Awaited { index, mount: None });
+    }
+
+    /// Makes each mount ready to be asked aside, where it does not hang already.
+    fn ready_mounts(
+        &mut self,
+        index: usize,
+        errands: &mut Vec<(String, Errand)>,
+        out: &mut Vec<Awaited>,
+        readings: &mut Readings,
+    ) {
+        let mounts = match filesystem::mounts(&mut self.files) {
+            Ok(mounts) => mounts,
+            Err(trouble) => return self.tell(index, Err(trouble), readings.len(), readings),
+        };
+        if mounts.is_empty() {
+            self.tell(index, Ok(()), readings.len(), readings);
+        }
+        for mount in mounts {
+            if !self.aside.hangs(&mount.point) {
+                errands.push((mount.point.clone(), Errand::Mount(Box::new(mount.clone()))));
+            }
+            out.push(Awaited { index, mount: Some(mount) });
+        }
+    }
+
+    /// Takes over what was read aside, and tells what was not.
+    fn land(&mut self, gathered: Gathered<Errand>, out: Vec<Awaited>, readings: &mut Readings) {
+        let Gathered { mut landed, untaken } = gathered;
+        for (name, errand) in untaken {
+            self.take_back(&name, Some(errand));
+        }
+        for Awaited { index, mount } in out {
+            let name = mount.as_ref().map_or(self.seats[index].part.name, |mount| mount.point.as_str());
+            let at = landed.iter().position(|(other, _)| other == name);
+            let errand = at.map(|at| landed.swap_remove(at));
+            if let Some(mut mount) = mount {
+                if let Some((_, Some(Errand::Mount(asked)))) = errand {
+                    mount = *asked;
+                }
+                filesystem::tell(&mount, &mut Out { readings, metric: index });
+                continue;
+            }
+            let before = readings.len();
+            match errand {
+                None => {
+                    let waited = self.patience.as_millis();
+                    let detail = format!("not read within {waited} ms: a driver or a device does not answer");
                     readings.missing(index, Failure::new(Reason::Timeout, detail));
                 }
+                Some((name, errand)) => {
+                    if let Some(Errand::Part(away)) = &errand {
+                        readings.append(&away.readings);
+                    } else {
+                        let detail = "its reader failed and was begun anew";
+                        readings.missing(index, Failure::new(Reason::BadAnswer, detail));
+                    }
+                    if let Some(outcome) = self.take_back(&name, errand) {
+                        self.tell(index, outcome, before, readings);
+                    }
+                }
             }
-            let landed = tokio::select! {
-                biased;
-                landed = self.aside.next() => landed,
-                () = &mut deadline => break,
-            };
-            let Some((name, errand)) = landed else { break };
-            if let Some(index) = self.land(&name, errand, readings) {
-                out.retain(|other| *other != index);
-            }
         }
-        for index in out.into_iter().chain(waiting) {
-            let detail =
-                format!("not read within {} ms: a driver or a device does not answer", self.patience.as_millis());
-            readings.missing(index, Failure::new(Reason::Timeout, detail));
+        // Of earlier polls, come while this one waited.
+        for (name, errand) in landed {
+            self.take_back(&name, errand);
         }
-    }
-
-    /// Sends a part aside; `false` where it has not come back from the last time.
-    fn launch(&mut self, index: usize, readings: &Readings) -> bool {
-        let seat = &mut self.seats[index];
-        let Some(mut reader) = seat.reader.take() else { return false };
-        let mut files = seat.files.take().unwrap_or_else(|| Files::new(&self.root, FILES_OPEN_ASIDE_MAX));
-        let mut readings = readings.sibling();
-        self.aside.launch(seat.part.name.to_owned(), move || {
-            let outcome = reader.read(&mut files, &mut Out { readings: &mut readings, metric: index });
-            Errand { reader, files, readings, outcome }
-        });
-        true
-    }
-
-    fn land(&mut self, name: &str, errand: Option<Errand>, readings: &mut Readings) -> Option<usize> {
-        let index = self.seats.iter().position(|seat| seat.part.name == name)?;
-        let before = readings.len();
-        if let Some(errand) = &errand {
-            readings.append(&errand.readings);
-        } else {
-            readings.missing(index, Failure::new(Reason::BadAnswer, "its reader failed and was begun anew"));
-        }
-        if let Some(errand) = self.take_back(name, errand) {
-            self.tell(index, errand, before, readings);
-        }
-        Some(index)
     }
 
     /// Seats a part again, or a new one where it was lost; gives how its read ended.
     fn take_back(&mut self, name: &str, errand: Option<Errand>) -> Option<Result<(), Trouble>> {
-        let seat = self.seats.iter_mut().find(|seat| seat.part.name == name)?;
         match errand {
-            Some(errand) => {
-                seat.reader = Some(errand.reader);
-                seat.files = Some(errand.files);
-                Some(errand.outcome)
+            Some(Errand::Mount(_)) => None,
+            Some(Errand::Part(away)) => {
+                let seat = &mut self.seats[away.index];
+                seat.reader = Some(away.reader);
+                seat.files = Some(away.files);
+                Some(away.outcome)
             }
             None => {
+                let seat = self.seats.iter_mut().find(|seat| seat.part.name == name)?;
                 seat.reader = Some((seat.part.make)());
                 None
             }
@@ -717,8 +771,7 @@ mod tests {
             root: dir.path().to_owned(),
             files: Files::new(dir.path(), FILES_OPEN_MAX),
             aside: Aside::default(),
-            mounts: Mounts::new(dir.path()),
-            patience: Duration::from_millis(200),
+            patience: Duration::from_secs(5),
         };
         let mut polled = || {
             let mut readings = Readings::default();
@@ -727,7 +780,7 @@ mod tests {
             (readings.iter().filter(|reading| reading.metric != 0).count(), readings.iter().count(), failures)
         };
         let (others, _, failures) = polled();
-        assert_eq!(failures, [(0, "timeout: not read within 200 ms: a driver or a device does not answer".into())]);
+        assert_eq!(failures, [(0, "timeout: not read within 5000 ms: a driver or a device does not answer".into())]);
         let (again, all, failures) = polled();
         assert_eq!((others, all), (again, again));
         assert_eq!(failures.len(), 1);

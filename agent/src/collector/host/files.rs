@@ -2,13 +2,15 @@
 //!
 //! Every read has a limit. A path is put together in a buffer too, so that a poll of hundreds of files allocates
 //! nothing. The kernel's files stay open and are read again from their beginning, which is six times as fast as to open
-//! them: one whose device went away says so, and is opened anew. Deliberately absent: any path from the configuration.
+//! them: one whose device went away says so, and is opened anew. Each read of such a file has the kernel make its text
+//! anew, so none is read once more only to learn that it has ended. Deliberately absent: any path from the
+//! configuration.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use satellite_shared::gap::Reason;
@@ -19,6 +21,12 @@ use crate::collector::Failure;
 const TEXT_BYTES_MAX: usize = 1 << 20;
 /// A sysfs attribute is at most a page.
 const LINE_BYTES_MAX: usize = 4096;
+/// More than any number has.
+const NUMBER_BYTES_MAX: usize = 512;
+/// The kernel gives whole lines, as many as its own buffer takes: a page, or more.
+const KERNEL_BYTES_MIN: usize = 4096;
+/// No line of `/proc` is longer, but for mounts.
+const PROC_LINE_BYTES_MAX: usize = 2048;
 /// Entries of one directory.
 const NAMES_MAX: usize = 4096;
 
@@ -75,6 +83,14 @@ impl Trouble {
     }
 }
 
+/// What tells a file from one that was written or put in its place since: what was made of it may be kept meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp {
+    place: (u64, u64),
+    len: u64,
+    changed: [(i64, i64); 2],
+}
+
 /// The files, and the buffers they are read into.
 pub(super) struct Files {
     root: String,
@@ -91,6 +107,17 @@ impl Files {
     pub(super) fn new(root: &Path, open_max: usize) -> Self {
         let root = root.to_string_lossy().trim_end_matches('/').to_owned();
         Self { root, path: String::new(), bytes: vec![0; LINE_BYTES_MAX], len: 0, open: HashMap::new(), open_max }
+    }
+
+    /// Which file stands there now, where one does.
+    pub(super) fn stamp(&mut self, relative: &str) -> Option<Stamp> {
+        self.set_path(relative);
+        let metadata = std::fs::metadata(&self.path).ok()?;
+        Some(Stamp {
+            place: (metadata.dev(), metadata.ino()),
+            len: metadata.len(),
+            changed: [(metadata.mtime(), metadata.mtime_nsec()), (metadata.ctime(), metadata.ctime_nsec())],
+        })
     }
 
     /// Where a file stands.
@@ -111,22 +138,43 @@ impl Files {
 
     /// A whole file of at most so many bytes.
     pub(super) fn text_up_to(&mut self, relative: &str, max: usize) -> Result<&str, Trouble> {
-        self.read(relative, |file, bytes| read_whole(file, bytes, max))?;
+        let line_max = if is_kernels(relative) { Some(PROC_LINE_BYTES_MAX) } else { None };
+        self.load(relative, max, line_max)?;
+        self.utf8()
+    }
+
+    /// A whole file of the kernel whose lines may be of any length, for [`loaded`](Self::loaded).
+    pub(super) fn load_long_lines(&mut self, relative: &str) -> Result<(), Trouble> {
+        self.load(relative, TEXT_BYTES_MAX, None)
+    }
+
+    /// What was loaded last.
+    pub(super) fn loaded(&mut self) -> Result<&str, Trouble> {
+        self.utf8()
+    }
+
+    fn load(&mut self, relative: &str, max: usize, line_max: Option<usize>) -> Result<(), Trouble> {
+        self.read(relative, |file, bytes| read_whole(file, bytes, max, line_max))?;
         if self.len > max {
             return Err(Trouble::TooLarge(self.path.as_str().into(), max));
         }
-        self.utf8()
+        Ok(())
     }
 
     /// An attribute without the white space around it.
     pub(super) fn line(&mut self, relative: &str) -> Result<&str, Trouble> {
-        self.read(relative, |file, bytes| read_at(file, &mut bytes[..LINE_BYTES_MAX], 0))?;
+        self.line_up_to(relative, LINE_BYTES_MAX)
+    }
+
+    fn line_up_to(&mut self, relative: &str, max: usize) -> Result<&str, Trouble> {
+        self.read(relative, |file, bytes| read_at(file, &mut bytes[..max], 0))?;
         self.utf8().map(str::trim)
     }
 
     /// An attribute that holds a number.
     pub(super) fn number(&mut self, relative: &str) -> Result<f64, Trouble> {
-        let line = self.line(relative)?;
+        // For `/proc/sys` the kernel allocates as much as is asked for.
+        let line = self.line_up_to(relative, NUMBER_BYTES_MAX)?;
         let read = number(line);
         read.ok_or_else(|| Trouble::Malformed(self.path.as_str().into(), "not a number"))
     }
@@ -171,13 +219,13 @@ impl Files {
         self.root.is_empty() && kind == Ok(rustix::fs::PROC_SUPER_MAGIC)
     }
 
-    /// That file, whole.
-    pub(super) fn handed_over(&mut self) -> Result<&str, Trouble> {
+    /// Loads that file.
+    pub(super) fn load_handed_over(&mut self) -> Result<(), Trouble> {
         "/dev/stdin".clone_into(&mut self.path);
         let file = std::io::stdin().as_fd().try_clone_to_owned().map(File::from);
-        let read = file.and_then(|file| read_whole(&file, &mut self.bytes, TEXT_BYTES_MAX));
+        let read = file.and_then(|file| read_whole(&file, &mut self.bytes, TEXT_BYTES_MAX, None));
         self.len = read.map_err(|error| Trouble::of(&self.path, error))?;
-        self.utf8()
+        Ok(())
     }
 
     /// A trouble with the file that was read last.
@@ -212,8 +260,7 @@ impl Files {
         let file = File::open(&self.path).map_err(|error| Trouble::of(&self.path, error))?;
         self.len = read(&file, &mut self.bytes).map_err(|error| Trouble::of(&self.path, error))?;
         // Other file systems' files are replaced by renaming: what is open would be the old one.
-        let kernels = relative.starts_with("proc/") || relative.starts_with("sys/");
-        if kernels && self.open.len() < self.open_max {
+        if is_kernels(relative) && self.open.len() < self.open_max {
             self.open.insert(relative.to_owned(), file);
         }
         Ok(())
@@ -232,16 +279,23 @@ impl Files {
     }
 }
 
-/// Until the end, or a little beyond `max`.
-fn read_whole(file: &File, bytes: &mut Vec<u8>, max: usize) -> std::io::Result<usize> {
+fn is_kernels(relative: &str) -> bool {
+    relative.starts_with("proc/") || relative.starts_with("sys/")
+}
+
+/// Until the end, or a little beyond `max`. The end is where nothing comes any more, or, where lines have a limit, where
+/// another line would have had room.
+fn read_whole(file: &File, bytes: &mut Vec<u8>, max: usize, line_max: Option<usize>) -> std::io::Result<usize> {
     let mut len = 0;
     loop {
         if len == bytes.len() {
             bytes.resize(len * 2, 0);
         }
+        let room = bytes.len() - len;
         let read = read_at(file, &mut bytes[len..], len)?;
         len += read;
-        if read == 0 || len > max {
+        let had_room = line_max.is_some_and(|line| read < room && read + line <= KERNEL_BYTES_MIN);
+        if read == 0 || len > max || had_room {
             return Ok(len);
         }
     }
@@ -360,11 +414,39 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_was_written_or_replaced_has_another_stamp() {
+        let (dir, mut files) = files();
+        let path = dir.path().join("release");
+        assert_eq!(files.stamp("release"), None);
+        fs::write(&path, "a").unwrap();
+        let first = files.stamp("release").unwrap();
+        assert_eq!(files.stamp("release"), Some(first));
+        fs::write(dir.path().join("new"), "b").unwrap();
+        fs::rename(dir.path().join("new"), &path).unwrap();
+        let second = files.stamp("release").unwrap();
+        fs::write(&path, "bc").unwrap();
+        assert!(first != second && files.stamp("release") != Some(second));
+    }
+
+    #[test]
     fn a_long_file_is_read_whole() {
         let (dir, mut files) = files();
         for len in [0, 4095, 4096, 4097, 8192, 100_000, TEXT_BYTES_MAX] {
             fs::write(dir.path().join("long"), vec![b'x'; len]).unwrap();
             assert_eq!(files.text("long").unwrap().len(), len);
+        }
+    }
+
+    #[test]
+    fn a_file_of_the_kernel_is_read_whole_however_its_lines_fall() {
+        let mut files = Files::new(Path::new("/"), 8);
+        for file in ["proc/self/smaps", "proc/self/maps", "proc/filesystems", "proc/stat"] {
+            // Those that a kernel hides are empty, and still end.
+            let Ok(text) = files.text(file).map(str::to_owned) else { continue };
+            let whole = fs::read_to_string(Path::new("/").join(file)).unwrap();
+            // Other tests' threads come and go meanwhile.
+            assert!(text.len() * 2 > whole.len(), "{file}: {} of {} bytes", text.len(), whole.len());
+            assert!(text.is_empty() || text.ends_with('\n'), "{file}");
         }
     }
 

@@ -1,21 +1,17 @@
 //! `filesystem`: how full each mounted file system is.
 //!
-//! `statfs` waits for as long as a file server is away, so each mount is asked on a thread of its own and within a
-//! time; one that does not answer is told by `node_filesystem_device_error` and not asked again before it has.
+//! `statfs` waits for as long as a file server is away, so mounts are asked aside and within a time; one that does not
+//! answer is told by `node_filesystem_device_error` and not asked again before it has.
 //! Which mounts and types are left out is node_exporter's own default, not Debian's, which drops `/mnt` and `/media`:
 //! on a home server that is where the disks are.
 
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
 use rustix::fs::StatFs;
 
 use super::Out;
-use super::aside::Aside;
 use super::files::{Files, Trouble};
 
-/// Mounts asked at once.
-const MOUNTS_AT_ONCE: usize = 8;
 /// Mounts that are told at all.
 const MOUNTS_MAX: usize = 1000;
 
@@ -46,72 +42,29 @@ const TYPES_EXCLUDED: &[&str] = &[
     "tracefs",
 ];
 
-/// What is mounted, and which of it does not answer.
-pub(super) struct Mounts {
-    root: PathBuf,
-    aside: Aside<Option<StatFs>>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Mount {
+/// What is mounted somewhere.
+#[derive(Debug, Clone)]
+pub(super) struct Mount {
     device: String,
-    point: String,
+    /// Where, as the kernel says it.
+    pub(super) point: String,
     kind: String,
     read_only: bool,
+    path: PathBuf,
+    /// What it answered, if it did.
+    usage: Option<StatFs>,
 }
 
-impl Mounts {
-    pub(super) fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), aside: Aside::default() }
-    }
-
-    /// Asks every mount, for so long in all.
-    pub(super) async fn read(
-        &mut self,
-        files: &mut Files,
-        out: &mut Out<'_>,
-        patience: Duration,
-    ) -> Result<(), Trouble> {
-        let mounts = mounts(files)?;
-        self.aside.settle();
-        let deadline = tokio::time::sleep(patience);
-        tokio::pin!(deadline);
-        let mut waiting = mounts.iter();
-        let mut answered = vec![false; mounts.len()];
-        loop {
-            while self.aside.fresh() < MOUNTS_AT_ONCE
-                && let Some(mount) = waiting.next()
-            {
-                self.ask(mount);
-            }
-            let landed = tokio::select! {
-                biased;
-                landed = self.aside.next() => landed,
-                () = &mut deadline => break,
-            };
-            let Some((point, usage)) = landed else { break };
-            if let Some(index) = mounts.iter().position(|mount| mount.point == point) {
-                answered[index] = true;
-                tell(&mounts[index], usage.flatten().as_ref(), out);
-            }
-        }
-        // Also those that there was no time to ask: the next poll begins without those that hang now.
-        for (mount, _) in mounts.iter().zip(answered).filter(|(_, answered)| !answered) {
-            tell(mount, None, out);
-        }
-        Ok(())
-    }
-
-    fn ask(&mut self, mount: &Mount) {
-        if self.aside.hangs(&mount.point) {
-            return;
-        }
-        let path = self.root.join(mount.point.trim_start_matches('/'));
-        self.aside.launch(mount.point.clone(), move || rustix::fs::statfs(&path).ok());
+impl Mount {
+    /// Asks it, and waits for as long as that takes.
+    pub(super) fn ask(&mut self) {
+        self.usage = rustix::fs::statfs(&self.path).ok();
     }
 }
 
-fn tell(mount: &Mount, usage: Option<&StatFs>, out: &mut Out<'_>) {
+/// Its samples.
+pub(super) fn tell(mount: &Mount, out: &mut Out<'_>) {
+    let usage = mount.usage.as_ref();
     let labels = [("device", &*mount.device), ("fstype", &*mount.kind), ("mountpoint", &*mount.point)];
     out.gauge("node_filesystem_device_error", "", &labels, if usage.is_none() { 1.0 } else { 0.0 });
     let Some(usage) = usage else { return };
@@ -125,18 +78,17 @@ fn tell(mount: &Mount, usage: Option<&StatFs>, out: &mut Out<'_>) {
 }
 
 /// What is mounted and not left out; of two mounts at one point the one that hides the other.
-fn mounts(files: &mut Files) -> Result<Vec<Mount>, Trouble> {
+pub(super) fn mounts(files: &mut Files) -> Result<Vec<Mount>, Trouble> {
     // The first process sees the machine's mounts; the satellite's own view is what systemd leaves it. Where the first
     // process is hidden, too, the unit hands its table over: `StandardInput=file:/proc/1/mounts`.
-    let handed_over = files.is_handed_over();
-    let text = match files.text("proc/1/mounts") {
-        Ok(_) => files.text("proc/1/mounts")?,
-        Err(Trouble::Absent(_) | Trouble::Denied(_)) if handed_over => files.handed_over()?,
-        Err(Trouble::Absent(_) | Trouble::Denied(_)) => files.text("proc/mounts")?,
-        Err(trouble) => return Err(trouble),
-    };
+    match files.load_long_lines("proc/1/mounts") {
+        Err(Trouble::Absent(_) | Trouble::Denied(_)) if files.is_handed_over() => files.load_handed_over()?,
+        Err(Trouble::Absent(_) | Trouble::Denied(_)) => files.load_long_lines("proc/mounts")?,
+        other => other?,
+    }
     let mut mounts: Vec<Mount> = Vec::new();
-    for line in text.lines() {
+    let root = files.path("");
+    for line in files.loaded()?.lines() {
         let mut words = line.split_ascii_whitespace();
         let (Some(device), Some(point), Some(kind), Some(options)) =
             (words.next(), words.next(), words.next(), words.next())
@@ -148,7 +100,8 @@ fn mounts(files: &mut Files) -> Result<Vec<Mount>, Trouble> {
             continue;
         }
         let read_only = options.split(',').any(|option| option == "ro");
-        let mount = Mount { device: unescape(device), point, kind: kind.to_owned(), read_only };
+        let path = root.join(point.trim_start_matches('/'));
+        let mount = Mount { device: unescape(device), point, kind: kind.to_owned(), read_only, path, usage: None };
         mounts.retain(|other| other.point != mount.point);
         mounts.push(mount);
     }
@@ -234,12 +187,15 @@ mod tests {
         (dir, files)
     }
 
-    fn read(dir: &tempfile::TempDir, files: &mut Files) -> (Result<(), Trouble>, Vec<(String, f64)>) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    fn read(files: &mut Files) -> (Result<(), Trouble>, Vec<(String, f64)>) {
         let mut readings = Readings::default();
-        let mut mounts = Mounts::new(dir.path());
         let mut out = Out { readings: &mut readings, metric: 0 };
-        let outcome = runtime.block_on(mounts.read(files, &mut out, Duration::from_secs(2)));
+        let outcome = mounts(files).map(|mounts| {
+            for mut mount in mounts {
+                mount.ask();
+                tell(&mount, &mut out);
+            }
+        });
         let device = "host".parse().unwrap();
         let named = readings.iter().map(|reading| {
             let series = crate::collector::series_of_key(&device, reading.key).unwrap();
@@ -252,7 +208,7 @@ mod tests {
     fn a_mount_that_can_not_be_asked_is_told_and_the_others_are_read() {
         let (dir, mut files) = host("a / ext4 ro,x 0 0\nb /gone nfs rw 0 0\nc /loop xfs rw 0 0\n");
         symlink("loop", dir.path().join("loop")).unwrap();
-        let (outcome, given) = read(&dir, &mut files);
+        let (outcome, given) = read(&mut files);
         outcome.unwrap();
         let value = |name: &str| given.iter().find(|(n, _)| n == name).map(|(_, value)| *value);
         assert_eq!(value("node_filesystem_device_error /"), Some(0.0));
@@ -273,9 +229,18 @@ mod tests {
     }
 
     #[test]
+    fn a_mount_with_a_long_line_hides_none_behind_it() {
+        let lower = "/l".repeat(1_800);
+        let lines = format!("o /var/x overlay2 rw,lowerdir={lower} 0 0\n").repeat(3);
+        let (_dir, mut files) = host(&format!("a / ext4 rw 0 0\n{lines}b /last ext4 rw 0 0\n"));
+        let points: Vec<_> = mounts(&mut files).unwrap().into_iter().map(|mount| mount.point).collect();
+        assert_eq!(points, ["/", "/var/x", "/last"]);
+    }
+
+    #[test]
     fn a_list_of_mounts_that_is_none_is_refused() {
-        let (dir, mut files) = host("a /\n");
-        let trouble = read(&dir, &mut files).0.unwrap_err();
+        let (_dir, mut files) = host("a /\n");
+        let trouble = read(&mut files).0.unwrap_err();
         assert!(trouble.to_string().ends_with("/proc/1/mounts: a mount has a device, a place, a type and options"));
     }
 }

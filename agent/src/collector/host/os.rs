@@ -1,7 +1,7 @@
 //! `os`: which distribution the machine runs.
 
-use super::Out;
-use super::files::{Files, Trouble};
+use super::files::{Files, Stamp, Trouble};
+use super::{Out, Read};
 
 /// Far more than any distribution writes.
 const RELEASE_BYTES_MAX: usize = 64 << 10;
@@ -21,12 +21,37 @@ const LABELS: [(&str, &str); 12] = [
     ("version_id", "VERSION_ID"),
 ];
 
-pub(super) fn read(files: &mut Files, out: &mut Out<'_>) -> Result<(), Trouble> {
-    let text = match files.text_up_to("etc/os-release", RELEASE_BYTES_MAX) {
-        Err(trouble) if trouble.is_absent() => files.text_up_to("usr/lib/os-release", RELEASE_BYTES_MAX)?,
-        Err(trouble) => return Err(trouble),
-        Ok(_) => files.text_up_to("etc/os-release", RELEASE_BYTES_MAX)?,
-    };
+/// What the file said; it is read again when it is another.
+#[derive(Default)]
+pub(super) struct Os {
+    read: Option<(&'static str, Stamp)>,
+    values: [String; LABELS.len()],
+}
+
+impl Read for Os {
+    fn read(&mut self, files: &mut Files, out: &mut Out<'_>) -> Result<(), Trouble> {
+        let found = ["etc/os-release", "usr/lib/os-release"]
+            .into_iter()
+            .find_map(|file| files.stamp(file).map(|stamp| (file, stamp)));
+        if found.is_none() || found != self.read {
+            let file = found.map_or("etc/os-release", |(file, _)| file);
+            self.values = values(files.text_up_to(file, RELEASE_BYTES_MAX)?);
+            self.read = found;
+        }
+        let mut labels = [("", ""); LABELS.len()];
+        for ((label, (name, _)), value) in labels.iter_mut().zip(LABELS).zip(&self.values) {
+            *label = (name, value);
+        }
+        out.gauge("node_os_info", "", &labels, 1.0);
+        let [_, id, id_like, _, _, name, .., version_id] = labels;
+        if let Some(version) = leading_number(version_id.1).filter(|version| *version > 0.0) {
+            out.gauge("node_os_version", "", &[id, id_like, name], version);
+        }
+        Ok(())
+    }
+}
+
+fn values(text: &str) -> [String; LABELS.len()] {
     let mut values = LABELS.map(|_| String::new());
     for line in text.lines() {
         let Some((variable, value)) = line.trim().split_once('=') else { continue };
@@ -34,16 +59,7 @@ pub(super) fn read(files: &mut Files, out: &mut Out<'_>) -> Result<(), Trouble> 
             values[at] = unquote(value);
         }
     }
-    let mut labels = [("", ""); LABELS.len()];
-    for ((label, (name, _)), value) in labels.iter_mut().zip(LABELS).zip(&values) {
-        *label = (name, value);
-    }
-    out.gauge("node_os_info", "", &labels, 1.0);
-    let [_, id, id_like, _, _, name, .., version_id] = labels;
-    if let Some(version) = leading_number(version_id.1).filter(|version| *version > 0.0) {
-        out.gauge("node_os_version", "", &[id, id_like, name], version);
-    }
-    Ok(())
+    values
 }
 
 /// A value as a shell would read it: in either quotes, a backslash before `"`, `$`, `` ` `` and itself.
@@ -77,6 +93,31 @@ fn leading_number(text: &str) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::collector::Readings;
+
+    #[test]
+    fn an_upgrade_is_told_by_the_next_poll() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("etc")).unwrap();
+        let mut files = Files::new(dir.path(), 2);
+        let mut os = Os::default();
+        let mut version = || {
+            let mut readings = Readings::default();
+            let outcome = os.read(&mut files, &mut Out { readings: &mut readings, metric: 0 });
+            let version = readings.iter().last().map(|reading| reading.value);
+            outcome.map(|()| version).map_err(|trouble| trouble.is_absent())
+        };
+        assert_eq!(version(), Err(true));
+        for number in [12.0, 12.0, 13.0] {
+            let new = dir.path().join("etc/new");
+            std::fs::write(&new, format!("ID=debian\nVERSION_ID=\"{number}\"\n")).unwrap();
+            std::fs::rename(new, dir.path().join("etc/os-release")).unwrap();
+            assert_eq!(version(), Ok(Some(number)));
+            assert_eq!(version(), Ok(Some(number)));
+        }
+        std::fs::remove_file(dir.path().join("etc/os-release")).unwrap();
+        assert_eq!(version(), Err(true));
+    }
 
     #[test]
     fn values_are_read_as_a_shell_reads_them() {

@@ -3,16 +3,40 @@
 use chrono::{Local, Offset, TimeZone};
 use satellite_shared::clock::{Clock, SystemClock};
 
-use super::Out;
-use super::files::{Files, Trouble};
+use super::files::{Files, Stamp, Trouble};
+use super::{Out, Read};
 
+const ZONE: &str = "etc/localtime";
 const CLOCKSOURCES: &str = "sys/devices/system/clocksource";
 
-pub(super) fn read(files: &mut Files, out: &mut Out<'_>) -> Result<(), Trouble> {
+/// The zone's rule; read again when the file is another.
+#[derive(Default)]
+pub(super) struct Time {
+    read: Option<Stamp>,
+    /// `None` where the file has none.
+    rule: Option<String>,
+}
+
+impl Read for Time {
+    fn read(&mut self, files: &mut Files, out: &mut Out<'_>) -> Result<(), Trouble> {
+        let stamp = files.stamp(ZONE);
+        if stamp.is_none() || stamp != self.read {
+            let text = files.text(ZONE).ok();
+            self.rule = text.and_then(|text| Some(text.trim_end().rsplit_once('\n')?.1.to_owned()));
+            self.read = stamp;
+        }
+        let rule = if self.read.is_some() { Some(self.rule.as_deref()) } else { None };
+        clock(rule, files, out);
+        Ok(())
+    }
+}
+
+/// `rule` is `None` where no zone is set, and holds `None` where the zone has no rule.
+fn clock(rule: Option<Option<&str>>, files: &mut Files, out: &mut Out<'_>) {
     let wall_ms = SystemClock.now().wall_ms;
     out.gauge("node_time_seconds", "seconds", &[], wall_ms as f64 / 1000.0);
     let offset = Local.timestamp_millis_opt(wall_ms).single().map_or(0, |time| time.offset().fix().local_minus_utc());
-    let zone = zone_name(files, offset);
+    let zone = zone_name(rule, offset);
     out.gauge("node_time_zone_offset_seconds", "seconds", &[("time_zone", &zone)], f64::from(offset));
     for name in files.names(CLOCKSOURCES).unwrap_or_default() {
         let Some(device) = name.strip_prefix("clocksource") else { continue };
@@ -26,17 +50,14 @@ pub(super) fn read(files: &mut Files, out: &mut Out<'_>) -> Result<(), Trouble> 
             out.gauge("node_time_clocksource_current_info", "", &labels, 1.0);
         }
     }
-    Ok(())
 }
 
 /// What the zone is called at this offset: the rule at the end of `/etc/localtime` names both halves of the year.
-fn zone_name(files: &mut Files, offset: i32) -> String {
-    let rule = match files.text("etc/localtime") {
-        Ok(text) => text.trim_end().rsplit_once('\n').map(|(_, rule)| rule),
-        Err(_) if offset == 0 => return "UTC".to_owned(),
-        Err(_) => None,
-    };
-    rule.and_then(|rule| name_in_rule(rule, offset)).unwrap_or_else(|| {
+fn zone_name(rule: Option<Option<&str>>, offset: i32) -> String {
+    if rule.is_none() && offset == 0 {
+        return "UTC".to_owned();
+    }
+    rule.flatten().and_then(|rule| name_in_rule(rule, offset)).unwrap_or_else(|| {
         let minutes = offset.abs() / 60;
         format!("{}{:02}{:02}", if offset < 0 { '-' } else { '+' }, minutes / 60, minutes % 60)
     })
