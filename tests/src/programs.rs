@@ -35,7 +35,7 @@ pub fn programs() -> Result<&'static Programs> {
 fn find() -> Result<Programs> {
     let profile_dir = profile_dir()?;
     if std::env::var_os(BUILT_ENV).is_none() {
-        build(&profile_dir, &[])?;
+        build(&profile_dir, &["--bins"])?;
     }
     let programs = Programs { satellite: profile_dir.join("satellite"), relay: profile_dir.join("satellite-relay") };
     for program in [&programs.satellite, &programs.relay] {
@@ -46,16 +46,16 @@ fn find() -> Result<Programs> {
     Ok(programs)
 }
 
-/// Builds both programs into the target directory that this binary is from.
+/// Builds what these words name into the target directory that this binary is from, in the profile of this folder.
 ///
 /// # Errors
 /// With the compiler's output.
 pub fn build(profile_dir: &Path, more: &[&str]) -> Result<()> {
     let mut command = cargo();
-    command.args(["build", "--quiet", "--workspace", "--bins"]).args(more);
-    if profile_dir.file_name().is_some_and(|name| name == "release") {
-        command.arg("--release");
-    }
+    command.args(["build", "--quiet", "--workspace"]).args(more);
+    // A profile's folder has its name, but for the one that has no name of its own.
+    let folder = profile_dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    command.args(["--profile", if folder == "debug" { "dev" } else { folder }]);
     if let Some(target_dir) = profile_dir.parent() {
         command.env("CARGO_TARGET_DIR", target_dir);
     }

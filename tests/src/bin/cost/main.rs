@@ -1,9 +1,9 @@
 //! `cargo cost`: what Satellite costs, beside what others cost, on this machine, in one table.
 //!
-//! Each row is a figure of DESIGN's budgets: measured on the real programs, release builds of the working tree, over
-//! real sockets, by what the kernel counts of them. Peers run in the same run and are metered the same way; one that
-//! is not installed is SKIPPED with the reason. Nothing here is asserted: machines differ, and a figure that is worse
-//! than its budget is shown as that.
+//! Each row is a figure of DESIGN's budgets: measured on the real programs, built from the working tree as the packages
+//! have them, over real sockets, by what the kernel counts of them. Peers run in the same run and are metered the same
+//! way; one that is not installed is SKIPPED with the reason. Nothing here is asserted: machines differ, and a figure
+//! that is worse than its budget is shown as that.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line")]
 
@@ -85,7 +85,7 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    let measured = match as_release(&words[1..]) {
+    let measured = match as_packaged(&words[1..]) {
         Ok(Some(code)) => return code,
         Ok(None) => run(&arguments),
         Err(error) => Err(error),
@@ -99,21 +99,25 @@ fn main() -> ExitCode {
     }
 }
 
-/// A debug build measures nothing: builds everything for release and lets that build of this program do the work.
-fn as_release(words: &[std::ffi::OsString]) -> Result<Option<ExitCode>> {
-    let is_release = programs::profile_dir()?.file_name().is_some_and(|name| name == "release");
-    if is_release || std::env::var_os(AS_BUILT_ENV).is_some() {
+/// The profile of what the packages hold.
+const PROFILE: &str = "dist";
+
+/// A debug build measures nothing: builds the programs as the packages have them, and lets that build of this program do
+/// the work.
+fn as_packaged(words: &[std::ffi::OsString]) -> Result<Option<ExitCode>> {
+    let is_packaged = programs::profile_dir()?.file_name().is_some_and(|name| name == PROFILE);
+    if is_packaged || std::env::var_os(AS_BUILT_ENV).is_some() {
         return Ok(None);
     }
-    eprintln!("building the programs for release …");
-    let release_dir = programs::target_dir()?.join("release");
-    programs::build(&release_dir, &["--locked"])?;
-    let status = Command::new(release_dir.join("cost"))
+    eprintln!("building the programs as the packages have them …");
+    let dir = programs::target_dir()?.join(PROFILE);
+    programs::build(&dir, &["--locked", "--bin", "satellite", "--bin", "satellite-relay", "--bin", "cost"])?;
+    let status = Command::new(dir.join("cost"))
         .args(words)
         .env(AS_BUILT_ENV, "1")
         .env(programs::BUILT_ENV, "1")
         .status()
-        .context("the release build of this program")?;
+        .context("the packaged build of this program")?;
     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
     Ok(Some(ExitCode::from(code)))
 }

@@ -14,7 +14,7 @@ const MIB: f64 = 1_048_576.0;
 pub(crate) fn measure(plan: Plan, report: &mut Report, _: &dyn Fn(&str) -> bool) -> Result<()> {
     let satellite = &programs::programs()?.satellite;
     let bytes = satellite.metadata().with_context(|| satellite.display().to_string())?.len();
-    report.add("size", OURS, vec![bytes as f64 / MIB], "the one binary, release profile, stripped; all else is text");
+    report.add("size", OURS, vec![bytes as f64 / MIB], "the one binary, as packaged; all else is text");
     if !plan.peers {
         return Ok(());
     }
