@@ -74,6 +74,8 @@ pub(super) struct Keeper {
     marked_mono_ms: u64,
     tried_mono_ms: u64,
     may_recreate: bool,
+    /// A flush failed: what the file holds may be there for the eye alone.
+    suspect: bool,
     health: Health,
     state: watch::Sender<BufferState>,
 }
@@ -111,6 +113,7 @@ impl Keeper {
             marked_mono_ms: now.mono_ms,
             tried_mono_ms: now.mono_ms,
             may_recreate: true,
+            suspect: false,
             health: Health::Healthy,
             state,
         };

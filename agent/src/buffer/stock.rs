@@ -210,6 +210,7 @@ impl Stock {
         book.put_small(&block_store::opening_key(self.descriptor.opening), &self.descriptor, &mut changes);
         book.openings.insert(self.descriptor.opening, Held::new(self.descriptor.clone()));
         book.drop_finished(store, &mut changes)?;
+        block_store::put_spacers(store, &mut changes)?;
         book.put_head(&mut changes);
         store.apply(changes)?;
         store.flush_first()?;
@@ -261,6 +262,7 @@ impl Stock {
         self.broken = trim_series(store, opening, acked.head.next_series, held, &mut changes)?;
         book.put_small(&block_store::opening_key(opening), &self.descriptor, &mut changes);
         book.put_notes(acked.notes.clone(), true, &mut changes);
+        block_store::put_spacers(store, &mut changes)?;
         book.put_head(&mut changes);
         store.apply(changes)?;
         store.flush_first()?;

@@ -8,7 +8,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use super::super::ballast::{Ballast, Room};
-use super::super::block_store::{BlockStore, Changes, StoreError};
+use super::super::block_store::{self, BlockStore, Changes, StoreError};
 use super::super::directory::{self, Directory, DirectoryError};
 use super::super::mark::Mark;
 use super::super::stock::{Found, Stock, Values as _};
@@ -57,6 +57,7 @@ impl Keeper {
     /// After an error nothing that sled holds in memory counts: the store is opened anew.
     pub(super) fn fail(&mut self, error: StoreError) {
         tracing::error!(%error, "the buffer's store failed: opening it again");
+        self.suspect |= matches!(error, StoreError::Unflushed(_));
         self.degrade(error.to_string());
         if let Some(store) = self.store.take() {
             store.discard();
@@ -72,7 +73,11 @@ impl Keeper {
             self.directory = Some(claimed);
         }
         let mark = self.mark.clone().or_else(|| Mark::read(&self.settings.dir)).unwrap_or_default();
-        let (mut store, found) = self.obtain(&mark).map_err(|error| self.refusal(error.into()))?;
+        let (mut store, mut found) = self.obtain(&mark).map_err(|error| self.refusal(error.into()))?;
+        if self.suspect {
+            (store, found) = self.write_anew(store).map_err(|error| Refusal::Later(error.to_string()))?;
+            self.suspect = false;
+        }
         if let Err(error) = self.stock.settle(&mut store, found, mark.opening) {
             store.discard();
             return Err(Refusal::Later(error.to_string()));
@@ -179,6 +184,26 @@ impl Keeper {
         }
     }
 
+    /// The same store in new files. After a flush that failed the kernel shows what it could not write as if it were on the
+    /// disk, and never writes it again: what is flushed after it would end at a hole after a power cut.
+    fn write_anew(&self, store: BlockStore) -> Result<(BlockStore, Found), StoreError> {
+        let Some(directory) = &self.directory else { return Err(StoreError::Locked) };
+        let written = directory.stage().map_err(StoreError::from).and_then(|stage| {
+            let new = BlockStore::open(&stage)?;
+            let copied = copy_all(&store, &new);
+            new.discard();
+            copied
+        });
+        store.discard();
+        let replaced = written.and_then(|()| Ok(directory.replace()?));
+        if replaced.is_err() {
+            directory.unstage();
+        }
+        replaced?;
+        tracing::warn!(dir = %self.settings.dir.display(), "the buffer was written anew, since a flush of it had failed");
+        open_and_load(directory.path())
+    }
+
     /// Begins a new directory in place of a long and empty one.
     pub(super) fn recreate(&mut self) {
         let before = self.store.as_ref().map_or(0, BlockStore::file_bytes);
@@ -227,9 +252,24 @@ impl Keeper {
             }
         }
         self.stock.book.clone().put_all_small(&mut changes);
+        block_store::put_spacers(new, &mut changes)?;
         new.apply(changes)?;
         new.flush()
     }
+}
+
+fn copy_all(store: &BlockStore, new: &BlockStore) -> Result<(), StoreError> {
+    let mut changes = Changes::default();
+    for item in store.all() {
+        let (key, value) = item?;
+        changes.put(key.to_vec(), value.to_vec());
+        if changes.count() >= COPIED_PER_BATCH {
+            new.apply(std::mem::take(&mut changes))?;
+            new.flush()?;
+        }
+    }
+    new.apply(changes)?;
+    new.flush()
 }
 
 fn open_and_load(dir: &Path) -> Result<(BlockStore, Found), StoreError> {
@@ -287,6 +327,35 @@ mod tests {
         assert_eq!(keeper.state.borrow().health, Health::Healthy);
         assert_eq!(keeper.state.borrow().last_seq, 18);
         assert_eq!(keeper.stock.book.notes().unwrap(), b"first");
+        keeper.finish();
+        let (mut keeper, _) = open(root.path(), 1 << 20);
+        assert_eq!(all(&mut keeper).len(), 3);
+        assert!(keeper.stock.book.losses.is_empty());
+    }
+
+    #[test]
+    fn a_store_that_could_not_be_flushed_is_written_anew() {
+        use std::os::unix::fs::MetadataExt as _;
+
+        let root = tempfile::tempdir().unwrap();
+        let (mut keeper, mut writer) = open(root.path(), 1 << 20);
+        let series = vec![writer.descriptors(3)];
+        let commit = Commit { series, notes: b"first".to_vec(), ..blocks(vec![writer.samples(5), writer.samples(6)]) };
+        keeper.on_commit(&commit).unwrap();
+        let db = root.path().join("buffer/db");
+        let before = db.metadata().unwrap().ino();
+        fail(&mut keeper);
+        assert_eq!(db.metadata().unwrap().ino(), before, "another failure says nothing about the file");
+
+        // Held open, so that its number is not given to the new one.
+        let held = File::open(&db).unwrap();
+        keeper.fail(StoreError::Unflushed("the disk said no".into()));
+        assert_ne!(db.metadata().unwrap().ino(), held.metadata().unwrap().ino());
+        assert!(!keeper.suspect);
+        assert_eq!(all(&mut keeper).len(), 2);
+        assert_eq!(keeper.on_series(1).unwrap().len(), 1);
+        assert_eq!(keeper.stock.book.notes().unwrap(), b"first");
+        keeper.on_commit(&blocks(vec![writer.samples(7)])).unwrap();
         keeper.finish();
         let (mut keeper, _) = open(root.path(), 1 << 20);
         assert_eq!(all(&mut keeper).len(), 3);
@@ -376,6 +445,8 @@ mod tests {
         let (mut keeper, mut writer) = open(root.path(), 1 << 20);
         let seq = 9;
         keeper.on_commit(&Commit { series: vec![writer.descriptors(9)], ..blocks(vec![writer.samples(9)]) }).unwrap();
+        // At its end sled may write what it has put in order while it was read.
+        keeper.store.take().unwrap().discard();
         let db = std::fs::OpenOptions::new().write(true).open(root.path().join("buffer/db")).unwrap();
         db.write_all_at(&vec![0; usize::try_from(db.metadata().unwrap().len()).unwrap()], 0).unwrap();
         fail(&mut keeper);
