@@ -122,13 +122,28 @@ impl Disk {
         Ok(std::fs::remove_file(self.point.join(FILLER))?)
     }
 
+    /// How many bytes have reached the device since it was made: files, journal and all.
+    ///
+    /// # Errors
+    /// When the kernel doesn't say.
+    pub fn bytes_written(&self) -> Result<u64> {
+        let file = format!("/sys/block/{}/stat", self.device()?);
+        let text = std::fs::read_to_string(&file).with_context(|| file.clone())?;
+        let sectors: u64 = text.split_whitespace().nth(6).with_context(|| file.clone())?.parse()?;
+        Ok(sectors * 512)
+    }
+
+    fn device(&self) -> Result<String> {
+        let device = said("findmnt", &["-n".as_ref(), "-o".as_ref(), "SOURCE".as_ref(), self.point.as_os_str()])?;
+        Ok(device.trim().trim_start_matches("/dev/").to_owned())
+    }
+
     /// Makes it read-only under its users, as the kernel does when a file system finds an error on its disk.
     ///
     /// # Errors
     /// When the kernel can't be asked for it.
     pub fn make_read_only(&self) -> Result<()> {
-        let device = said("findmnt", &["-n".as_ref(), "-o".as_ref(), "SOURCE".as_ref(), self.point.as_os_str()])?;
-        let device = device.trim().trim_start_matches("/dev/");
+        let device = self.device()?;
         std::fs::write(format!("/sys/fs/ext4/{device}/trigger_fs_error"), "a disk that fails\n")?;
         let tried = File::create(self.point.join("tried"));
         ensure!(tried.is_err_and(|error| error.kind() == ErrorKind::ReadOnlyFilesystem), "it is still writable");

@@ -12,6 +12,7 @@ mod clients;
 mod crowd;
 mod doors;
 mod drain;
+mod flash;
 mod ingest;
 mod lateness;
 mod meter;
@@ -131,11 +132,12 @@ fn run(arguments: &Arguments) -> Result<()> {
     let mut report = Report::new(plan);
     type Part = fn(Plan, &mut Report, &dyn Fn(&str) -> bool) -> Result<()>;
     // In the order of the rows; what is cheap first, so that a mistake shows early.
-    let parts: [(&[&str], Part); 6] = [
+    let parts: [(&[&str], Part); 7] = [
         (&size::ROWS, size::measure),
         (&doors::ROWS, doors::measure),
         (&ingest::ROWS, ingest::measure),
         (&drain::ROWS, drain::measure),
+        (&flash::ROWS, flash::measure),
         (&lateness::ROWS, lateness::measure),
         (&agents::ROWS, agents::measure),
     ];

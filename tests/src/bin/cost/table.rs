@@ -23,13 +23,16 @@ const fn row(name: &'static str, what: &'static str, unit: &'static str, budget:
 }
 
 /// All of them, in the order of the table.
-pub(crate) const ROWS: [Row; 16] = [
+pub(crate) const ROWS: [Row; 19] = [
     row("rss", "memory of a satellite at rest that polls this host every 10 s", "MiB RSS", Some(12.0)),
     row("cpu", "CPU per sample: collect, encode, commit, send over mutual TLS", "µs", Some(3.0)),
     row("wire-live", "bytes on the wire per sample, live, both ways, with TLS and all framing", "B", Some(3.0)),
     row("wire-backlog", "the same for a backlog", "B", Some(1.3)),
     row("buffer", "bytes in the buffer per sample, fsynced", "B", Some(1.5)),
     row("flash", "bytes written to flash a day at 30 samples a second, commit_every = 30s", "MB/day", Some(25.0)),
+    row("flash-1s", "the same of the buffer alone, nothing else beside it, commit_every = 1s", "MB/day", None),
+    row("flash-10s", "the same, commit_every = 10s", "MB/day", None),
+    row("flash-30s", "the same, commit_every = 30s", "MB/day", Some(25.0)),
     row("relay-cpu", "relay CPU per sample: mutual TLS, decoded, committed, acknowledged", "µs", Some(0.6)),
     row("relay-ceiling", "samples a second that the relay takes on this machine, generator beside it", "1/s", None),
     row("idle-1000", "relay memory per idle connection, of 1,000", "KiB", Some(20.0)),

@@ -74,10 +74,10 @@ fn label(series: usize) -> String {
     format!("dev{:02}", series / NAMES.len())
 }
 
-/// The descriptors, as frames.
-pub(crate) fn series_frames(encoder: &mut Encoder, epoch: Epoch, made: Now) -> Vec<Vec<u8>> {
+/// The descriptors of the first so many.
+pub(crate) fn series(count: usize) -> Vec<Series> {
     let device: DeviceName = "host".parse().expect("a device's name");
-    let all: Vec<Series> = (0..SERIES)
+    (0..count)
         .map(|series| Series {
             device: device.clone(),
             name: NAMES[series % NAMES.len()].to_owned(),
@@ -85,10 +85,14 @@ pub(crate) fn series_frames(encoder: &mut Encoder, epoch: Epoch, made: Now) -> V
             unit: String::new(),
             labels: vec![("device".to_owned(), label(series)), ("job".to_owned(), "node".to_owned())],
         })
-        .collect();
+        .collect()
+}
+
+/// All descriptors, as frames.
+pub(crate) fn series_frames(encoder: &mut Encoder, epoch: Epoch, made: Now) -> Vec<Vec<u8>> {
     let mut first_seq = 0;
     let mut frames = Vec::new();
-    for chunk in all.chunks(DESCRIPTORS) {
+    for chunk in series(SERIES).chunks(DESCRIPTORS) {
         let stamp = Stamp { epoch, first_seq, due_before: 0, made, quality: ClockQuality::Unknown };
         frames.push(encoder.encode(stamp, &Body::Series(chunk.to_vec())));
         first_seq += chunk.len() as u64;
