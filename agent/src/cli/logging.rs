@@ -1,6 +1,6 @@
 //! Logs: with times and colours on stderr for a person; under systemd to journald, each value a field of its own.
 //!
-//! `journalctl DEVICE=router` finds what concerns one device, `journalctl -o json` shows all fields. Where journald can't
+//! `journalctl -o json -u satellite` shows all fields, `journalctl EPOCH=…` finds what concerns one epoch. Where journald can't
 //! be reached by its socket, it gets the lines of stderr.
 
 use std::io::{self, IsTerminal as _};
