@@ -193,6 +193,8 @@ pub struct BufferState {
     pub due: u64,
     /// Samples due that wait in the blocks held, of all epochs.
     pub waiting: u64,
+    /// Blocks held.
+    pub blocks: u64,
     /// Records in the blocks held.
     pub records: u64,
     /// Bytes of the blocks held.

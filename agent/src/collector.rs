@@ -173,6 +173,7 @@ impl Readings {
             self.overflow = true;
             return;
         }
+        self.make_room();
         push_text(&mut self.keys, family.name);
         self.keys.push(family.kind as u8);
         push_text(&mut self.keys, family.unit);
@@ -192,6 +193,15 @@ impl Readings {
         }
         let key_end = u32::try_from(self.keys.len()).unwrap_or(u32::MAX);
         self.samples.push(Sample { metric: u16::try_from(metric).unwrap_or(u16::MAX), key_end, value });
+    }
+
+    /// The last step up to the limit is no doubling: that would hold twice the limit, with the half beside it that is copied.
+    fn make_room(&mut self) {
+        let (len, capacity) = (self.keys.len(), self.keys.capacity());
+        let most = KEYS_BYTES_MAX + 2 * limits::SERIES_BYTES_MAX;
+        if capacity - len < 2 * limits::SERIES_BYTES_MAX && (KEYS_BYTES_MAX / 2..most).contains(&capacity) {
+            self.keys.reserve_exact(most - len);
+        }
     }
 
     /// Empty readings with the same fixed labels, to be filled elsewhere and [appended](Self::append).

@@ -209,7 +209,7 @@ impl Parts {
             "buffer": {
                 "health": health, "why": why,
                 "epoch": buffer.epoch, "last_seq": buffer.last_seq,
-                "records": buffer.records, "bytes": buffer.payload_bytes, "bytes_max": self.bounds.bytes_max,
+                "blocks": buffer.blocks, "records": buffer.records, "bytes": buffer.payload_bytes, "bytes_max": self.bounds.bytes_max,
                 "oldest_ms": buffer.oldest_ms, "waiting": buffer.waiting, "evicted": buffer.evicted_total,
                 "mb_written_per_day": megabytes_per_day(buffer.bytes_written, up_ms),
             },

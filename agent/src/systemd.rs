@@ -215,6 +215,7 @@ mod tests {
             waiting: 0,
             records: 7,
             payload_bytes: 0,
+            blocks: 0,
             oldest_ms: None,
             evicted_total: 0,
             bytes_written: 0,

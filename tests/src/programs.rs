@@ -35,7 +35,7 @@ pub fn programs() -> Result<&'static Programs> {
 fn find() -> Result<Programs> {
     let profile_dir = profile_dir()?;
     if std::env::var_os(BUILT_ENV).is_none() {
-        build(&profile_dir, &["--bins"])?;
+        build(&profile_dir, &["--workspace", "--bins"])?;
     }
     let programs = Programs { satellite: profile_dir.join("satellite"), relay: profile_dir.join("satellite-relay") };
     for program in [&programs.satellite, &programs.relay] {
@@ -50,9 +50,9 @@ fn find() -> Result<Programs> {
 ///
 /// # Errors
 /// With the compiler's output.
-pub fn build(profile_dir: &Path, more: &[&str]) -> Result<()> {
+pub fn build(profile_dir: &Path, words: &[&str]) -> Result<()> {
     let mut command = cargo();
-    command.args(["build", "--quiet", "--workspace"]).args(more);
+    command.args(["build", "--quiet"]).args(words);
     // A profile's folder has its name, but for the one that has no name of its own.
     let folder = profile_dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     command.args(["--profile", if folder == "debug" { "dev" } else { folder }]);

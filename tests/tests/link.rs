@@ -38,7 +38,7 @@ fn main() -> ExitCode {
         journey("a_link_of_800_ms_delivers_everything", PYTHON, long_link),
         journey("a_link_that_passes_one_byte_at_a_time_delivers_everything", PYTHON, link_in_crumbs),
         journey("a_link_that_answers_no_more_is_left_and_nothing_is_stored_twice", PYTHON, deaf_link),
-        journey("a_long_backlog_costs_few_bytes_a_sample_and_is_delivered_once", PYTHON, long_backlog),
+        journey("a_long_backlog_is_kept_in_large_blocks_and_delivered_once", PYTHON, long_backlog),
         journey("a_session_that_is_cut_at_any_byte_is_made_good", PYTHON, cut_sessions),
         journey("an_enrolment_that_is_cut_at_any_byte_can_be_done_again", PYTHON, cut_enrolments),
         journey("lost_acknowledgements_and_repeated_and_reordered_blocks_do_no_harm", PYTHON, mischief),
@@ -116,42 +116,49 @@ fn deaf_link(dir: &Path) -> Result<()> {
 }
 
 /// Polls of this host while nobody listens, in the short form.
-const AWAY_POLLS: u32 = 45;
+const AWAY_POLLS: u32 = 30;
+/// Polls of a host that hardly changes take long to be worth a large block.
+const MERGED_WITHIN: Duration = Duration::from_secs(300);
 
 fn long_backlog(dir: &Path) -> Result<()> {
     let (plug, page) = two_devices()?;
     let mut house = House::new(dir, &[&plug, &page])?;
-    house.configure(&format!("{}{}", HOST_DOCUMENT, plug.as_http("10s")))?;
+    let twice = HOST_DOCUMENT.replace("\"this\"", "\"again\"");
+    ensure!(twice != HOST_DOCUMENT, "the host is there under another name");
+    house.configure(&format!("{HOST_DOCUMENT}{twice}{}", plug.as_http("10s")))?;
     house.relay.session.cut();
     house.wait_for_link(false)?;
-    let polls = rounds(AWAY_POLLS);
-    let before = records_held(&house)?;
+    let polls = u64::from(rounds(AWAY_POLLS));
+    let before = held(&house, "records")?;
     let started = wait::mono_ms();
-    wait::until_true("the polls", Duration::from_secs(60 + 2 * u64::from(polls)), || {
-        Ok(wait::mono_ms() > started + 1_000 * u64::from(polls))
+    wait::until_true("the polls", Duration::from_secs(60 + 2 * polls), || {
+        Ok(wait::mono_ms() > started + 1_000 * polls)
     })?;
-    let held = records_held(&house)?;
-    let status = house.satellite.status()?;
-    let held_bytes = status["buffer"]["bytes"].as_u64().context("bytes in the buffer")?;
+    // What a poll takes is the day's host's affair; that many share what else a block takes is ours.
+    wait::until_true("polls of a host to share their blocks", MERGED_WITHIN, || {
+        let polls = (wait::mono_ms() - started) / 1_000;
+        Ok(held(&house, "blocks")? < polls * 3 / 4)
+    })?;
+    let (records, bytes, blocks) = (held(&house, "records")?, held(&house, "bytes")?, held(&house, "blocks")?);
     house.satellite.stop()?;
     let up = house.relay.session.bytes_up();
     house.relay.session.mend();
     house.satellite.start()?;
     house.wait_for_link(true)?;
-    wait::until_true("the backlog to be gone", CONNECTED_WITHIN, || Ok(records_held(&house)? < held / 2))?;
+    wait::until_true("the backlog to be gone", CONNECTED_WITHIN, || Ok(held(&house, "records")? < records / 2))?;
     let sent = house.relay.session.bytes_up() - up;
     report(&format!(
-        "{held} records ({before} before) in {held_bytes} bytes, {:.2} each; {sent} bytes sent, at most {:.2} each",
-        held_bytes as f64 / held as f64,
-        sent as f64 / held as f64
+        "{records} records ({before} before) in {blocks} blocks, {:.2} bytes each; at most {:.2} each sent",
+        bytes as f64 / records as f64,
+        sent as f64 / records as f64
     ));
-    ensure!(held_bytes < 2 * held, "{held_bytes} bytes for {held} records: are blocks merged?");
     house.finish(&[&plug, &page])?;
     Ok(())
 }
 
-fn records_held(house: &House) -> Result<u64> {
-    house.satellite.status()?["buffer"]["records"].as_u64().context("records in the buffer")
+/// One of the numbers of what the buffer holds.
+fn held(house: &House, number: &str) -> Result<u64> {
+    house.satellite.status()?["buffer"][number].as_u64().with_context(|| format!("{number} in the buffer"))
 }
 
 #[expect(clippy::print_stderr, reason = "figures, for who looks")]

@@ -11,6 +11,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -28,6 +29,8 @@ const CACHE_BYTES: u64 = 8 << 20;
 /// How often to ask again for sled's lock: the last handle of a store just dropped lets go a moment later.
 const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
+/// How many nanoseconds late a thread of sled's may see that it has nothing to do. A `long` of 32 bits holds it.
+const IDLE_SLACK_NS: NonZeroU64 = NonZeroU64::new(4_000_000_000).unwrap();
 /// Changes that may wait in memory for a flush; more are written before.
 const WAITING_KEYS_MAX: usize = 1_024;
 const WAITING_BYTES_MAX: usize = 1 << 20;
@@ -238,6 +241,22 @@ impl Waiting {
     }
 }
 
+/// Has sled start its threads as such that need not be on time.
+///
+/// There are seven, and each looks once a second whether there is work, although it is woken when there is. How late a
+/// thread's timers may be it has from the thread that started it (`PR_SET_TIMERSLACK`): with this they look when the
+/// processor is awake anyway.
+fn unhurried<R>(open: impl FnOnce() -> R) -> R {
+    let usual = rustix::thread::current_timer_slack().ok().and_then(NonZeroU64::new);
+    // Where it can't be set they are as they were.
+    let is_set = rustix::thread::set_current_timer_slack(Some(IDLE_SLACK_NS)).is_ok();
+    let opened = open();
+    if is_set && let Err(error) = rustix::thread::set_current_timer_slack(usual) {
+        tracing::debug!(%error, "this thread's timers stay slack");
+    }
+    opened
+}
+
 impl BlockStore {
     /// Opens the store in a directory, or begins one.
     pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
@@ -246,7 +265,7 @@ impl BlockStore {
         let config = config.segment_size(sync::SEGMENT_BYTES);
         let mut tries = 0;
         let db = loop {
-            match guarded(|| config.open()) {
+            match unhurried(|| guarded(|| config.open())) {
                 Ok(db) => break db,
                 Err(StoreError::Locked) if tries < LOCK_TRIES => {
                     tries += 1;

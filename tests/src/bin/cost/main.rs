@@ -100,8 +100,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// The profile of what the packages hold.
+/// The profiles of what the packages hold.
 const PROFILE: &str = "dist";
+const SATELLITES_PROFILE: &str = "compact";
 
 /// A debug build measures nothing: builds the programs as the packages have them, and lets that build of this program do
 /// the work.
@@ -111,8 +112,11 @@ fn as_packaged(words: &[std::ffi::OsString]) -> Result<Option<ExitCode>> {
         return Ok(None);
     }
     eprintln!("building the programs as the packages have them …");
-    let dir = programs::target_dir()?.join(PROFILE);
-    programs::build(&dir, &["--locked", "--bin", "satellite", "--bin", "satellite-relay", "--bin", "cost"])?;
+    let (dir, small) = (programs::target_dir()?.join(PROFILE), programs::target_dir()?.join(SATELLITES_PROFILE));
+    programs::build(&small, &["--locked", "--package", "satellite-agent", "--bin", "satellite"])?;
+    let others = ["--package", "satellite-relay", "--bin", "satellite-relay", "--package", "satellite-tests"];
+    programs::build(&dir, &[&["--locked", "--bin", "cost"], &others[..]].concat())?;
+    std::fs::copy(small.join("satellite"), dir.join("satellite"))?;
     let status = Command::new(dir.join("cost"))
         .args(words)
         .env(AS_BUILT_ENV, "1")
