@@ -131,8 +131,8 @@ const ALL: [Long; 19] = [
     Long {
         name: "package",
         test: ("package", "installed_leased_killed_restarted_cut_off_upgraded_and_removed"),
-        rounds: 1,
-        round: "the packages on a Debian with systemd: installed, killed, stuck, cut off the power, upgraded, purged",
+        rounds: 20,
+        round: "the power cut off a Debian on which both packages run, amid all that a package goes through",
     },
     Long {
         name: "simulation",

@@ -1,9 +1,10 @@
 //! Rows `rss`, `cpu`, `wire-*`, `buffer` and `flash`: satellites and other agents side by side on this host, over the
 //! same minutes.
 //!
-//! One satellite is connected and does what it does all day. A second one's line is cut, twice: once for the warm-up
-//! and once for the whole measurement; what the longer backlog costs more than the shorter is what a backlog costs,
-//! without handshake and announcement. A third has the settings for SD cards. The peers send to a sink in this program.
+//! One satellite is connected and does what it does all day. A second one, which polls this host once and not as several
+//! devices that are alike, has its line cut, twice: once for the warm-up and then for a quarter of an hour; what the
+//! longer backlog costs more than the shorter is what a backlog costs, without handshake and announcement. A third has
+//! the settings for SD cards. The peers send to a sink in this program.
 
 use std::path::Path;
 use std::time::Duration;
@@ -27,6 +28,7 @@ pub(crate) const ROWS: [&str; 6] = ["rss", "cpu", "wire-live", "wire-backlog", "
 const POLLED: u64 = 1_000;
 const FLASH_SAMPLES_PER_SECOND: u64 = 30;
 const SOON: Duration = Duration::from_secs(120);
+const BACKLOG_WITHIN: Duration = Duration::from_secs(1_800);
 const RELAY: &str = "log = \"info\"\n";
 
 /// How long things take in this run.
@@ -36,15 +38,17 @@ pub(crate) struct Pace {
     pub every_s: u64,
     warm_up: Duration,
     window: Duration,
+    /// Polls of the longer backlog.
+    away: u64,
 }
 
 impl Pace {
     fn of(plan: Plan) -> Self {
         let seconds = Duration::from_secs;
         if plan.quick {
-            Self { every_s: 1, warm_up: seconds(4), window: seconds(4) }
+            Self { every_s: 1, warm_up: seconds(4), window: seconds(4), away: 8 }
         } else {
-            Self { every_s: 10, warm_up: seconds(40), window: seconds(100) }
+            Self { every_s: 10, warm_up: seconds(40), window: seconds(100), away: 90 }
         }
     }
 }
@@ -58,7 +62,7 @@ pub(crate) fn measure(plan: Plan, report: &mut Report, wanted: &dyn Fn(&str) -> 
     let polling = document(copies, pace.every_s);
     live.configure(&polling)?;
     let mut away = match ["wire-backlog", "buffer"].iter().any(|row| wanted(row)) {
-        true => Some(Away::new(&dir.path().join("away"), &polling)?),
+        true => Some(Away::new(&dir.path().join("away"), &document(1, pace.every_s))?),
         false => None,
     };
     let card = if wanted("flash") { Some(Card::new(&dir.path().join("card"), once)?) } else { None };
@@ -80,7 +84,7 @@ pub(crate) fn measure(plan: Plan, report: &mut Report, wanted: &dyn Fn(&str) -> 
         card.report(start, report)?;
     }
     if let Some(mut away) = away {
-        away.report(report)?;
+        away.report(pace.away * once, report)?;
         away.house.satellite.stop()?;
         away.house.relay.stop()?;
     }
@@ -207,10 +211,15 @@ impl Away {
         Ok(())
     }
 
-    fn report(&mut self, report: &mut Report) -> Result<()> {
-        let status = self.house.satellite.status()?;
-        let (records, bytes) = (&status["buffer"]["records"], &status["buffer"]["bytes"]);
-        let (records, bytes) = (records.as_f64().context("records")?, bytes.as_f64().context("bytes")?);
+    fn report(&mut self, enough: u64, report: &mut Report) -> Result<()> {
+        let mut held = (0.0, 0.0);
+        wait::until_true("a long backlog", BACKLOG_WITHIN, || {
+            let status = self.house.satellite.status()?;
+            let number = |name: &str| status["buffer"][name].as_f64().with_context(|| name.to_owned());
+            held = (number("records")?, number("bytes")?);
+            Ok(held.0 >= enough as f64)
+        })?;
+        let (records, bytes) = held;
         let how = format!("blocks of {records} records of this host, without the store's own; see `satellite`");
         report.add("buffer", "satellite, payload alone", vec![bytes / records], how);
         self.drain()?;

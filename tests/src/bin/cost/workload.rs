@@ -1,7 +1,8 @@
 //! Samples like those of a house's hosts, and how each protocol writes them down.
 //!
 //! Of ten series four stand still, three count fast, two count slowly, one wanders with two decimals: about the mix of
-//! node_exporter. The numbers come from a seed, so that all peers get the same ones.
+//! node_exporter. They begin at any order of magnitude up to 2^34, one as likely as another, as a host's counters do.
+//! The numbers come from a seed, so that all peers get the same ones.
 
 use satellite_shared::clock::Now;
 use satellite_shared::id::{DeviceName, Epoch};
@@ -49,7 +50,7 @@ impl Workload {
     /// A stream that begins so long ago that so many polls end about now.
     pub(crate) fn ending_at(now_ms: i64, polls: u64, seed: u64) -> Self {
         let mut dice = Dice::new(seed);
-        let values = (0..SERIES).map(|_| (dice.roll() >> 30) as f64).collect();
+        let values = (0..SERIES).map(|_| (dice.roll() >> (30 + dice.below(34))) as f64).collect();
         let back_ms = EVERY_MS.saturating_mul(i64::try_from(polls).unwrap_or(i64::MAX / EVERY_MS));
         Self { values, dice, at_ms: now_ms - back_ms }
     }
