@@ -331,6 +331,12 @@ END
         let gaps: Value = serde_json::from_str(&self.machine.must("satellite gaps --json")?)?;
         let reasons: Vec<_> = gaps["gaps"].as_array().into_iter().flatten().map(|gap| gap["reason"].clone()).collect();
         ensure!(reasons.iter().any(|reason| reason == "stopped"), "nothing tells of the outage: {gaps}");
+        let figures = self.machine.must(
+            "systemctl show satellite satellite-relay --property=Id,MemoryCurrent,ActiveEnterTimestampMonotonic | xargs
+             echo \"now $(cut -d' ' -f1 /proc/uptime) s\"
+             dpkg-query --show --showformat '${Package} ${Installed-Size} KiB\n' 'satellite*'",
+        )?;
+        journey::note(figures.trim());
         Ok(())
     }
 
