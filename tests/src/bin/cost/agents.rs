@@ -80,13 +80,14 @@ pub(crate) fn measure(plan: Plan, report: &mut Report, wanted: &dyn Fn(&str) -> 
     for other in &others {
         other.report(report);
     }
-    if let (Some(card), Some(start)) = (card, flash_start) {
-        card.report(start, report)?;
-    }
     if let Some(mut away) = away {
         away.report(pace.away * once, report)?;
         away.house.satellite.stop()?;
         away.house.relay.stop()?;
+    }
+    // Last: three commits, some of which fall into a start, say little of a day.
+    if let (Some(card), Some(start)) = (card, flash_start) {
+        card.report(start, report)?;
     }
     live.satellite.stop()?;
     live.relay.stop()
