@@ -152,6 +152,7 @@ fn long_backlog(dir: &Path) -> Result<()> {
         bytes as f64 / records as f64,
         sent as f64 / records as f64
     ));
+    ensure!(bytes < 2 * records, "{bytes} bytes for {records} records: are blocks merged?");
     house.finish(&[&plug, &page])?;
     Ok(())
 }

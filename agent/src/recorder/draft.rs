@@ -45,11 +45,15 @@ pub struct Draft {
 
 /// The samples of one poll, their series numbered and ascending.
 #[derive(Debug)]
-struct Polled {
-    device: DeviceName,
-    at_ms: i64,
-    series: Vec<u32>,
-    values: Vec<f64>,
+pub struct Polled {
+    /// Which device gave them.
+    pub device: DeviceName,
+    /// When.
+    pub at_ms: i64,
+    /// The numbers of their series.
+    pub series: Vec<u32>,
+    /// As many values.
+    pub values: Vec<f64>,
 }
 
 impl Draft {
@@ -287,7 +291,8 @@ impl Draft {
 }
 
 /// Polls of the same series become one group with several times; the others stay alone.
-fn rectangles(polls: VecDeque<Polled>) -> Vec<Group> {
+#[must_use]
+pub fn rectangles(polls: impl IntoIterator<Item = Polled>) -> Vec<Group> {
     let mut groups: Vec<(Vec<u32>, Vec<Polled>)> = Vec::new();
     let mut known: HashMap<Vec<u32>, usize> = HashMap::new();
     for mut polled in polls {
@@ -341,7 +346,7 @@ mod tests {
             polled(1_500, &[7], &[70.0]),
             polled(2_000, &[1, 2], &[11.0, 21.0]),
         ];
-        let groups = rectangles(polls.into_iter().collect());
+        let groups = rectangles(polls);
         assert_eq!(groups.len(), 2);
         assert_eq!(groups[0].times_ms, [1_000, 2_000]);
         assert_eq!(groups[0].values, [10.0, 11.0, 20.0, 21.0]);

@@ -213,14 +213,12 @@ impl Away {
     }
 
     fn report(&mut self, enough: u64, report: &mut Report) -> Result<()> {
-        let mut held = (0.0, 0.0);
-        wait::until_true("a long backlog", BACKLOG_WITHIN, || {
+        let (records, bytes) = wait::until("a long backlog", BACKLOG_WITHIN, || {
             let status = self.house.satellite.status()?;
             let number = |name: &str| status["buffer"][name].as_f64().with_context(|| name.to_owned());
-            held = (number("records")?, number("bytes")?);
-            Ok(held.0 >= enough as f64)
+            let held = (number("records")?, number("bytes")?);
+            Ok((held.0 >= enough as f64).then_some(held))
         })?;
-        let (records, bytes) = held;
         let how = format!("blocks of {records} records of this host, without the store's own; see `satellite`");
         report.add("buffer", "satellite, payload alone", vec![bytes / records], how);
         self.drain()?;

@@ -1,10 +1,10 @@
 //! Rows `flash-1s`, `flash-10s` and `flash-30s`: what a day of a connected satellite writes, by how often it commits.
 //!
-//! The buffer's own code commits as a recorder does, ten devices of 30 series each polled every 10 s at seconds of their
-//! own, and forgets what was acknowledged before the next commit. Time is not waited for: one commit follows the other, and between them the file system does what
-//! it would have done meanwhile, write its journal. The disk is a loop device with ext4, so that what reaches it can be
-//! told from what the program wrote. Beside it a file to which the same blocks are appended, each with one fdatasync: the
-//! least that any store can do.
+//! The buffer's own code commits as a recorder does, ten devices of 30 series each polled every 10 s at seconds of
+//! their own, and forgets what was acknowledged before the next commit. Time is not waited for: one commit follows the
+//! other, and between them the file system does what it would have done meanwhile, write its journal. The disk is a loop
+//! device with ext4, so that what reaches it can be told from what the program wrote. Beside it a file to which the same
+//! blocks are appended, each with one fdatasync: the least that any store can do.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -13,11 +13,12 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use satellite_agent::buffer::{Buffer, BufferSettings, Commit, Place};
+use satellite_agent::recorder::draft;
 use satellite_agent::recorder::frames::FrameWriter;
 use satellite_agent::recorder::notes::Notes;
 use satellite_shared::clock::{Clock, ManualClock};
 use satellite_shared::ranges::Ranges;
-use satellite_shared::wire::block::{self, ClockQuality, Group};
+use satellite_shared::wire::block::{self, ClockQuality};
 use satellite_tests::disk::Disk;
 use satellite_tests::peers::Peer;
 use satellite_tests::wait;
@@ -83,11 +84,11 @@ fn written(who: &str, commits: u64, seconds: u64) -> Result<Written> {
     let mut polled = Polled::new(&store);
     let meter = Meter::new(std::process::id());
     let series = polled.writer.series(&workload::series(DEVICES * SERIES_EACH), store.clock.now());
-    store.commit(Commit { series, ..polled.commit(seconds) })?;
+    store.commit(Commit { series, ..polled.commit(seconds)? })?;
     let (program, device) = (meter.written()?.disk, disk.bytes_written()?);
     let mut blocks = 0.0;
     for second in (0..commits * seconds).step_by(usize::try_from(seconds)?) {
-        let commit = polled.commit(seconds);
+        let commit = polled.commit(seconds)?;
         blocks += commit.blocks.iter().map(Vec::len).sum::<usize>() as f64;
         store.commit(commit)?;
         // The journal has a clock of its own.
@@ -118,8 +119,8 @@ impl Polled {
     }
 
     /// What so many seconds bring.
-    fn commit(&mut self, seconds: u64) -> Commit {
-        let mut groups: Vec<Group> = Vec::new();
+    fn commit(&mut self, seconds: u64) -> Result<Commit> {
+        let mut polls = Vec::new();
         for _ in 0..seconds {
             let device = self.second % DEVICES;
             if device == 0 {
@@ -128,26 +129,17 @@ impl Polled {
             self.second += 1;
             self.clock.advance(SECOND_MS);
             let first = device * SERIES_EACH;
-            let (values, at_ms) = (&self.values[first..first + SERIES_EACH], self.clock.now().wall_ms);
-            // As the recorder does: polls of the same series are one group, series by series.
-            match groups.iter_mut().find(|group| group.series[0] == first as u32) {
-                Some(group) => {
-                    let points = group.times_ms.len();
-                    for (at, value) in values.iter().enumerate().rev() {
-                        group.values.insert((at + 1) * points, *value);
-                    }
-                    group.times_ms.push(at_ms);
-                }
-                None => {
-                    let series = (first as u32..(first + SERIES_EACH) as u32).collect();
-                    groups.push(Group { series, times_ms: vec![at_ms], values: values.to_vec() });
-                }
-            }
+            polls.push(draft::Polled {
+                device: "host".parse().context("a device's name")?,
+                at_ms: self.clock.now().wall_ms,
+                series: (first as u32..(first + SERIES_EACH) as u32).collect(),
+                values: self.values[first..first + SERIES_EACH].to_vec(),
+            });
         }
         let now = self.clock.now();
-        let blocks = self.writer.samples(groups, now, ClockQuality::Synchronised);
+        let blocks = self.writer.samples(draft::rectangles(polls), now, ClockQuality::Synchronised);
         let notes = Notes { until_ms: now.wall_ms, under_way: Vec::new(), open: Vec::new() }.write();
-        Commit { blocks, notes, ..Commit::default() }
+        Ok(Commit { blocks, notes, ..Commit::default() })
     }
 }
 
