@@ -92,7 +92,7 @@ pub const PORTS: &[Attack] = &[
     tcp("port-resets", |c| c.reset()),
 ];
 
-/// All that answer with HTTP, or should.
+/// All that answer with HTTP, or should. Those that may each take the most stand far apart, since some attack together.
 pub const ALL: &[Attack] = &[
     // Too much.
     http("endless", BAD, "more than 1048576", |c| c.endless("", b"[1, 2, 3],")),
@@ -168,20 +168,20 @@ pub const ALL: &[Attack] = &[
     http("long-number", BAD, "", |c| c.json(format!("{{\"b\": {}}}", "9".repeat(1_000_000)).as_bytes())),
     http("not-text", BAD, "", |c| c.json(b"{\"a\": \"\xff\xfe\xed\xa0\x80\"}")),
     // Pages that are too much of something.
-    page("page-endless", MUCH, "", |c| c.unending(OK_HEAD, b"up 1\n")),
     page("page-comments", MUCH, "", |c| c.unending(OK_HEAD, b"# HELP x y\n")),
+    page("page-endless", MUCH, "", |c| c.unending(OK_HEAD, b"up 1\n")),
     page("page-one-line", BAD, "more than 16384", |c| c.unending(OK_HEAD, b"a")),
-    page("page-million", MUCH, "", |c| c.series(1_000_000, 20)),
     page("page-too-long-labels", BAD, "4096", |c| c.series(10, 8_000)),
     page("page-many-labels", BAD, "", |c| c.text(&format!("x{{{}}} 1\n", labels(2_000)))),
     page("page-long-name", BAD, "", |c| c.text(&format!("{} 1\n", "n".repeat(10_000)))),
+    page("page-million", MUCH, "", |c| c.series(1_000_000, 20)),
     page("page-no-name", BAD, "", |c| c.text("1x 1\n")),
     page("page-bytes", BAD, "", |c| c.text("x{a=\"\u{0}\"} \u{0}\n")),
     page("page-open-quote", BAD, "", |c| c.text(&format!("x{{a=\"{}\n", "\\".repeat(15_001)))),
     page("page-no-value", BAD, "", |c| c.text("x 1\nx\n")),
+    page("page-long-labels", MUCH, "", |c| c.series(1_000_000, 3_900)),
     page("page-html", BAD, "", |c| c.text("<html>it works</html>\n")),
     page("page-gzip", BAD, "encoded (gzip)", |c| c.bomb("Content-Encoding: gzip\r\n")),
-    page("page-long-labels", MUCH, "", |c| c.series(1_000_000, 3_900)),
     page("page-drips", LATE, "", |c| c.whole(OK_HEAD.as_bytes())?.drip(b"x")),
     // TLS that is none, or never ends.
     tls("tls-silent", LATE, "", |c| c.hold()),
@@ -214,6 +214,8 @@ struct Client {
 struct Shared {
     ended: AtomicBool,
     asked: AtomicU64,
+    /// Clients that are being answered.
+    answering: AtomicU64,
     certificate: RwLock<Option<Arc<ServerConfig>>>,
 }
 
@@ -351,14 +353,17 @@ impl HostileDevice {
                     return;
                 }
                 of_thread.asked.fetch_add(1, Ordering::Relaxed);
+                of_thread.answering.fetch_add(1, Ordering::Relaxed);
                 let shared = Arc::clone(&of_thread);
                 // A client that has gone is what an attack ends with.
                 std::thread::spawn(move || {
-                    stream.map(|stream| {
+                    let served = stream.map(|stream| {
                         stream.set_read_timeout(Some(FLOOD_TIME_MAX)).ok();
                         stream.set_write_timeout(Some(FLOOD_TIME_MAX)).ok();
-                        drop((attack.serve)(&mut Client { stream, shared }));
-                    })
+                        drop((attack.serve)(&mut Client { stream, shared: Arc::clone(&shared) }));
+                    });
+                    drop(served);
+                    shared.answering.fetch_sub(1, Ordering::Relaxed);
                 });
             }
         });
@@ -386,6 +391,12 @@ impl HostileDevice {
     #[must_use]
     pub fn asked(&self) -> u64 {
         self.shared.asked.load(Ordering::Relaxed)
+    }
+
+    /// Whether somebody still reads what it says.
+    #[must_use]
+    pub fn is_read(&self) -> bool {
+        self.shared.answering.load(Ordering::Relaxed) > 0
     }
 
     /// The device of a configuration document that asks it.

@@ -42,6 +42,8 @@ pub mod resolver;
 
 pub mod memory;
 
+pub mod processor;
+
 pub mod tree;
 
 pub mod checker;
