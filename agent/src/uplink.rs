@@ -57,7 +57,7 @@ pub use proxy::ProxySettings;
 
 /// How often the identity file is looked at, and the longest that the task sleeps.
 const LOOK_MS: u64 = 3_000;
-/// A new certificate is used within this; the old one is good meanwhile.
+/// A new certificate is used within this, and within half of what the old one still has: it is good meanwhile.
 const RECONNECT_SPREAD_MS: f64 = 60_000.0;
 /// What is to be done about it, as `satellite status` and the service manager say it.
 pub(crate) const NO_LEASE: &str = "needs a lease: run sudo satellite lease set";
@@ -728,8 +728,10 @@ impl Uplink {
             Credential::Kept(kept) => match *kept {
                 Ok(identity) => {
                     tracing::info!(generation = identity.generation, "a new certificate is kept");
+                    // What the session still shows is good for so long.
+                    let left_ms = self.renewal.left_ms(self.time.now_ms());
                     self.take(Some(identity));
-                    self.reconnect_ms = Some(now.mono_ms + reconnect_spread_ms());
+                    self.reconnect_ms = Some(now.mono_ms + reconnect_spread_ms(left_ms));
                     self.state.send_modify(|state| state.counters.problem = None);
                     return;
                 }
@@ -810,8 +812,8 @@ fn instance() -> String {
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a minute")]
-fn reconnect_spread_ms() -> u64 {
-    (share() * RECONNECT_SPREAD_MS) as u64
+fn reconnect_spread_ms(left_ms: u64) -> u64 {
+    (share() * RECONNECT_SPREAD_MS.min(left_ms as f64 / 2.0)) as u64
 }
 
 /// A random share in 0..=1.

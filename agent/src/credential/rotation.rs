@@ -44,6 +44,12 @@ impl Renewal {
         wall_ms >= self.not_after_ms
     }
 
+    /// How long the certificate is still good.
+    #[must_use]
+    pub fn left_ms(&self, wall_ms: i64) -> u64 {
+        u64::try_from(self.not_after_ms.saturating_sub(wall_ms)).unwrap_or(0)
+    }
+
     /// Renewal is asked for near the middle of the life, so the second half is half of it.
     fn retry_ms(&self) -> u64 {
         let half_ms = u64::try_from(self.not_after_ms.saturating_sub(self.renew_after_ms)).unwrap_or(0);
@@ -69,6 +75,13 @@ mod tests {
         assert!(renewal.ask(at(first)));
         assert!(!renewal.ask(at(first + DAY_MS / 4)));
         assert!(renewal.ask(at(first + 7 * DAY_MS * 4 / 100)));
+    }
+
+    #[test]
+    fn what_is_left_of_a_certificate_ends_at_nothing() {
+        let renewal = Renewal::new(5, 10);
+        assert_eq!((renewal.left_ms(3), renewal.left_ms(10), renewal.left_ms(11)), (7, 0, 0));
+        assert_eq!(Renewal::new(0, i64::MAX).left_ms(i64::MIN), i64::MAX.unsigned_abs());
     }
 
     #[test]
