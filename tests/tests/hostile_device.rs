@@ -80,8 +80,10 @@ fn attacks(dir: &Path) -> Result<()> {
     let verdict = house.finish(&[&good])?;
     let judged = verdict.details["devices"][0].as_object().context("what was judged of the good device")?;
     let missed = judged["missed"].as_object().context("what it missed")?;
+    // Nor is a poll over in time where that was much.
+    let starved = waited * 10 > lasted;
     ensure!(
-        missed.keys().all(|reason| ["late", "timeout"].contains(&reason.as_str())),
+        missed.keys().all(|reason| reason == "late" || (starved && reason == "timeout")),
         "the good device missed polls: {missed:?}"
     );
     let (stored, due) = (judged["stored"].as_u64().context("polls")?, lasted.saturating_sub(waited).as_secs());
@@ -110,7 +112,8 @@ fn attack(house: &House, good: &Device, together: &[HostileDevice]) -> Result<()
         let told = missing.map(|device| format!("{:?}: {:?}", device.attack(), last.get(device.attack().name)));
         told.collect::<Vec<_>>().join("\n")
     })?;
-    house.wait_for_polls(good, 2)?;
+    // Two configurations a group: the relay takes ten a minute.
+    house.wait_for_polls(good, 12)?;
     let grown_kib = memory::of(process)?.peak_kib.saturating_sub(before.rss_kib);
     ensure!(grown_kib <= GROWTH_KIB_MAX, "the satellite grew by {grown_kib} KiB under {names:?}");
     house.configure(&good.as_http("1s"))?;
