@@ -19,6 +19,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use satellite_agent::collector::{Built, Context, Readings, host};
 use satellite_agent::policy::{Gate, Policy};
+use satellite_agent::secrets::Keyring;
 use satellite_shared::clock::SystemClock;
 use satellite_shared::config::Document;
 
@@ -80,7 +81,7 @@ fn built() -> anyhow::Result<Built> {
             .map_err(|problem| anyhow::anyhow!("{problem}"))?;
     let device = document.devices.into_iter().next().ok_or_else(|| anyhow::anyhow!("a device"))?;
     let gate = Arc::new(Gate::new(Policy::default(), Arc::new(SystemClock)));
-    let context = Context { gate, root: PathBuf::from("/") };
+    let context = Context { gate, keyring: Arc::new(Keyring::of([])), root: PathBuf::from("/") };
     (host::KIND.build)(&device, &context).map_err(|problem| anyhow::anyhow!("{problem}"))
 }
 

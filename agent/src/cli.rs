@@ -1,4 +1,4 @@
-//! What people type: `satellite run`, `lease`, `status`, `probe`, `check`, `gaps`.
+//! What people type: `satellite run`, `lease`, `secrets`, `status`, `probe`, `check`, `gaps`.
 //!
 //! Exit 0 done, 1 failed, 2 usage, 78 settings that can't be used. `--json` is one document on stdout; logs and errors
 //! go to stderr.
@@ -13,7 +13,11 @@ pub mod logging;
 
 pub mod probe;
 
+mod prompt;
+
 pub mod run;
+
+pub mod secrets;
 
 pub mod status;
 
@@ -32,6 +36,7 @@ pub const EXIT_SETTINGS: u8 = 78;
 const EXAMPLES: &str = "\
 Examples:
   sudo satellite lease set            enrol with the join code of `satellite-relay lease create`
+  sudo satellite secrets set pihole --host pi.hole --protocol http
   satellite status                    link, devices, buffer, what was due and what became of it
   satellite probe router              poll one device once and print what it gave, or why not
   satellite check                     is everything as it should be? one line each, with the fix
@@ -56,6 +61,9 @@ enum Command {
     /// Sets, shows or removes the lease that makes this machine a satellite.
     #[command(subcommand)]
     Lease(lease::LeaseCommand),
+    /// Keeps, lists or forgets passwords of devices, which never leave this house.
+    #[command(subcommand)]
+    Secrets(secrets::SecretsCommand),
     /// How the running satellite is: link, devices, buffer, due/stored/explained, certificate.
     #[command(after_help = "Examples:\n  satellite status\n  satellite status --json")]
     Status(Json),
@@ -124,6 +132,7 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Run => run::run(cli.settings, settings).await,
             Command::Lease(command) => lease::run(command, &settings.state_dir, &settings.proxy_settings()).await,
+            Command::Secrets(command) => secrets::run(command, &settings.state_dir),
             Command::Status(args) => status::run(&settings, args.json).await,
             Command::Probe(args) => probe::run(&settings, &args.device, args.json).await,
             Command::Check(args) => check::run(&settings, args.json).await,
@@ -144,7 +153,7 @@ fn act_as_owner(command: &Command, settings: &Settings) -> std::io::Result<()> {
 
     use satellite_shared::privilege::{self, Gid, Uid};
     match command {
-        Command::Run | Command::Lease(_) => {}
+        Command::Run | Command::Lease(_) | Command::Secrets(_) => {}
         Command::Status(_) | Command::Probe(_) | Command::Check(_) | Command::Gaps(_) => return Ok(()),
     }
     // A directory that is not there is made, and is then root's own.

@@ -30,6 +30,7 @@ use satellite_shared::limits;
 use satellite_shared::metric::{Kind, Series};
 
 use crate::policy::Gate;
+use crate::secrets::Keyring;
 
 /// Every kind of collector there is, in the order that people read them.
 #[must_use]
@@ -51,6 +52,8 @@ pub struct CollectorKind {
 pub struct Context {
     /// The only way to an address.
     pub gate: Arc<Gate>,
+    /// The only way to a secret.
+    pub keyring: Arc<Keyring>,
     /// `/`, or where a test keeps its `proc` and `sys`.
     pub root: PathBuf,
 }

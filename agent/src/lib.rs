@@ -20,6 +20,8 @@ pub mod credential;
 
 pub mod policy;
 
+pub mod secrets;
+
 pub mod settings;
 
 pub mod kernel_clock;

@@ -16,7 +16,7 @@ use std::ops::RangeInclusive;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use self::address::Network;
 pub use self::gate::{Gate, check_host};
@@ -31,7 +31,7 @@ const FILE_BYTES_MAX: u64 = 64 << 10;
 const ENTRIES_MAX: usize = 256;
 
 /// What a collector wants to speak.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// HTTP or HTTPS requests.
@@ -43,6 +43,9 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Http, Self::Ping, Self::Tcp];
+
     /// The word that the policy uses.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -180,7 +183,7 @@ impl Default for Policy {
         Self {
             networks,
             ports: None,
-            protocols: vec![Protocol::Http, Protocol::Ping, Protocol::Tcp],
+            protocols: Protocol::ALL.to_vec(),
             methods: vec![Method::Get, Method::Head],
             loopback_ports: Vec::new(),
             requests_per_second_max: REQUESTS_PER_SECOND,

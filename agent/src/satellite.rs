@@ -20,6 +20,7 @@ use crate::policy::{Gate, Policy, PolicyError};
 use crate::recorder::notes::Notes;
 use crate::recorder::{self, Recorder, RecorderState};
 use crate::scheduler::Scheduler;
+use crate::secrets::Keyring;
 use crate::settings::Settings;
 use crate::systemd::{ServiceManager, Supervisor};
 use crate::uplink::{self, Uplink};
@@ -138,7 +139,11 @@ impl Satellite {
             version,
             orders: orders.clone(),
             probes: probe_receiver,
-            context: Context { gate: self.gate, root: "/".into() },
+            context: Context {
+                gate: self.gate,
+                keyring: Arc::new(Keyring::new(&self.settings.state_dir)),
+                root: "/".into(),
+            },
             dir: self.settings.state_dir.join("config"),
             stopped_since_ms,
         });

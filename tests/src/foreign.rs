@@ -257,6 +257,7 @@ fn config(bytes: &[u8]) {
     static CONTEXT: OnceLock<Context> = OnceLock::new();
     let context = CONTEXT.get_or_init(|| Context {
         gate: Arc::new(Gate::new(Policy::default(), Arc::new(SystemClock))),
+        keyring: Arc::new(Keyring::of([])),
         root: PathBuf::from("/nonexistent"),
     });
     let Some((_, document)) = text(bytes).and_then(|text| Document::parse_text(text).ok()) else { return };

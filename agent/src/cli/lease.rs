@@ -3,19 +3,19 @@
 //! A token is never taken from the arguments: they stand in the shell's history and in every user's `ps`. It is read from
 //! the prompt, without echo, or from stdin.
 
-use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr};
 use satellite_shared::clock::{Clock, SystemClock};
 use satellite_shared::enrolment::JoinCode;
 use satellite_shared::secret::{Token, TokenKind};
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::ExposeSecret as _;
 
+use crate::cli::prompt::{self, say};
 use crate::credential::enrolment::{self, EnrolmentError};
 use crate::credential::keystore::{Identity, Keystore};
 use crate::credential::verification_time::VerificationTime;
@@ -187,80 +187,20 @@ fn refuse_arguments(how: &Set) -> Option<String> {
 /// The outer error is the terminal's, the inner one the user's.
 fn read_code(how: &Set) -> anyhow::Result<Result<JoinCode, String>> {
     let (Some(relay), Some(id), Some(ca_pin)) = (&how.relay, &how.id, &how.ca_pin) else {
-        let line = read_secret("Join code (not shown): ")?;
+        let line = prompt::secret("Join code (not shown): ", INPUT_BYTES_MAX)?;
         return Ok(JoinCode::parse(line.expose_secret()).map_err(|error| error.to_string()));
     };
     let lease = match id.parse() {
         Ok(lease) => lease,
         Err(error) => return Ok(Err(format!("--id: {error}"))),
     };
-    let line = read_secret("Token (not shown): ")?;
+    let line = prompt::secret("Token (not shown): ", INPUT_BYTES_MAX)?;
     let token = match Token::parse(TokenKind::Lease, line.expose_secret().trim()) {
         Ok(token) => token,
         Err(error) => return Ok(Err(error.to_string())),
     };
     let code = JoinCode { relay: relay.clone(), lease, token, ca_pin: ca_pin.to_ascii_lowercase() };
     Ok(code.checked().map_err(|error| error.to_string()))
-}
-
-fn read_secret(prompt: &str) -> anyhow::Result<SecretString> {
-    let stdin = io::stdin();
-    let mut text = String::new();
-    if stdin.is_terminal() {
-        say(prompt)?;
-        let hidden = Hidden::begin()?;
-        let read = read_hidden(&mut stdin.lock(), &mut text);
-        drop(hidden);
-        say("\n")?;
-        read?;
-    } else {
-        stdin.lock().take(INPUT_BYTES_MAX as u64).read_to_string(&mut text).context("stdin can't be read as text")?;
-    }
-    Ok(SecretString::from(text))
-}
-
-/// A line, byte by byte: the terminal neither shows nor edits it, and Ctrl-C arrives as a byte.
-fn read_hidden(input: &mut impl io::Read, text: &mut String) -> anyhow::Result<()> {
-    let mut bytes = vec![];
-    let mut byte = [0];
-    while bytes.len() < INPUT_BYTES_MAX {
-        if input.read(&mut byte).context("the terminal can't be read")? == 0 {
-            break;
-        }
-        match byte[0] {
-            b'\r' | b'\n' if bytes.is_empty() => {}
-            b'\r' | b'\n' | 4 => break,
-            3 => anyhow::bail!("given up: nothing was changed"),
-            8 | 127 => {
-                bytes.pop();
-            }
-            other => bytes.push(other),
-        }
-    }
-    *text = String::from_utf8(bytes).context("what was typed is not text")?;
-    Ok(())
-}
-
-/// The terminal without echo, until dropped.
-struct Hidden(Termios);
-
-impl Hidden {
-    fn begin() -> anyhow::Result<Self> {
-        let before = tcgetattr(io::stdin()).context("the terminal's echo can't be switched off")?;
-        let mut hidden = before.clone();
-        hidden.local_modes.remove(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG);
-        hidden.special_codes[SpecialCodeIndex::VMIN] = 1;
-        hidden.special_codes[SpecialCodeIndex::VTIME] = 0;
-        tcsetattr(io::stdin(), OptionalActions::Flush, &hidden).context("the terminal's echo can't be switched off")?;
-        Ok(Self(before))
-    }
-}
-
-impl Drop for Hidden {
-    fn drop(&mut self) {
-        // Nothing can be done about a terminal that does not take its modes back.
-        tcsetattr(io::stdin(), OptionalActions::Flush, &self.0).ok();
-    }
 }
 
 fn enrolled(identity: &Identity) -> String {
@@ -328,11 +268,6 @@ fn refused(error: &EnrolmentError) -> String {
     }
 }
 
-fn say(text: &str) -> anyhow::Result<()> {
-    let mut out = io::stderr().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("the terminal can't be written")
-}
-
 fn print(text: &str) -> anyhow::Result<ExitCode> {
     writeln!(io::stdout().lock(), "{text}").context("stdout can't be written")?;
     Ok(ExitCode::SUCCESS)
@@ -390,19 +325,6 @@ mod tests {
         assert_eq!(refuse_arguments(&how(&["set", "--replace"])), None);
         assert!(parse(&["set", "--relay", "https://r"]).is_err(), "the parts go together");
         assert!(parse(&["set", "--ca-pin", "p"]).is_err());
-    }
-
-    #[test]
-    fn a_hidden_line_can_be_mended_and_given_up() {
-        let read = |bytes: &[u8]| {
-            let mut text = String::new();
-            read_hidden(&mut &*bytes, &mut text).map(|()| text)
-        };
-        assert_eq!(read(b"abx\x7fc\rrest").unwrap(), "abc");
-        assert_eq!(read(b"\n\nabc").unwrap(), "abc");
-        assert!(read(b"ab\x03").is_err());
-        assert!(read(b"\xff\n").is_err());
-        assert_eq!(read(&[b'a'; 9_000]).unwrap().len(), INPUT_BYTES_MAX);
     }
 
     #[test]

@@ -574,6 +574,7 @@ mod tests {
     use super::*;
     use crate::collector::series_of_key;
     use crate::policy::{Gate, Policy};
+    use crate::secrets::Keyring;
 
     /// Lays out the fixture below a folder.
     fn unpack(root: &Path) {
@@ -599,7 +600,7 @@ mod tests {
 
     fn build_at(root: &Path, text: &str) -> Result<Built, Problem> {
         let gate = Arc::new(Gate::new(Policy::default(), Arc::new(SystemClock)));
-        let context = Context { gate, root: root.to_owned() };
+        let context = Context { gate, keyring: Arc::new(Keyring::of([])), root: root.to_owned() };
         build(&device(text), &context)
     }
 

@@ -6,6 +6,7 @@
 
 pub(crate) mod client;
 mod connection;
+pub(crate) mod credentials;
 pub mod path;
 pub(crate) mod target;
 pub(crate) mod trust;
@@ -25,12 +26,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 
 use self::client::{Answer, Client};
+use self::credentials::{Auth, Credentials};
 use self::path::Path;
 use self::target::Target;
 use self::trust::Trust;
 use super::probe::{self, Stopwatch};
 use super::{Built, Collector, CollectorKind, Context, Failure, Family, Poll, Readings, options, whole};
 use crate::policy::{Gate, Method};
+use crate::secrets::SecretName;
 
 /// `collector = "http"`.
 pub const KIND: CollectorKind = CollectorKind { name: "http", build };
@@ -55,6 +58,10 @@ struct Options {
     method: Method,
     #[serde(default)]
     headers: BTreeMap<String, String>,
+    #[serde(default)]
+    secret_headers: BTreeMap<String, SecretName>,
+    #[serde(default)]
+    auth: Option<Auth>,
     #[serde(default = "verify")]
     tls: String,
 }
@@ -92,7 +99,14 @@ enum NumberKind {
 fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
     let path = format!("device.{}", device.name);
     let options: Options = options::read(&device.options, &path)?;
-    let client = client(&path, &options.url, &options.headers, &options.tls)?;
+    let ask = Ask {
+        url: &options.url,
+        headers: &options.headers,
+        secret_headers: options.secret_headers,
+        auth: options.auth,
+        tls: &options.tls,
+    };
+    let client = ask.client(&path, context)?;
     let policy = context.gate.policy();
     policy
         .permits_method(options.method)
@@ -114,13 +128,26 @@ fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
     Ok(Built { collector: Box::new(http), metrics })
 }
 
-/// What `http` and `prometheus` have in common: a URL, headers, and whom to trust.
-pub(super) fn client(path: &str, url: &str, headers: &BTreeMap<String, String>, tls: &str) -> Result<Client, Problem> {
-    let at = |key: &str, reason: String| options::problem(&format!("{path}.{key}"), reason);
-    let target = Target::parse(url).map_err(|reason| at("url", reason))?;
-    let headers = target::headers(headers).map_err(|(name, reason)| at(&format!("headers.{name}"), reason))?;
-    let trust = Trust::parse(tls).map_err(|reason| at("tls", reason))?;
-    Ok(Client::new(target, headers, trust))
+/// What `http` and `prometheus` have in common: a URL, headers, secrets, and whom to trust.
+pub(super) struct Ask<'a> {
+    pub(super) url: &'a str,
+    pub(super) headers: &'a BTreeMap<String, String>,
+    pub(super) secret_headers: BTreeMap<String, SecretName>,
+    pub(super) auth: Option<Auth>,
+    pub(super) tls: &'a str,
+}
+
+impl Ask<'_> {
+    /// Reads all of it; a problem names the device's key.
+    pub(super) fn client(self, path: &str, context: &Context) -> Result<Client, Problem> {
+        let at = |key: &str, reason: String| options::problem(&format!("{path}.{key}"), reason);
+        let target = Target::parse(self.url).map_err(|reason| at("url", reason))?;
+        let headers = target::headers(self.headers).map_err(|(name, why)| at(&format!("headers.{name}"), why))?;
+        let credentials = Credentials::parse(&context.keyring, self.auth, self.secret_headers);
+        let credentials = credentials.map_err(|(key, reason)| at(&key, reason))?;
+        let trust = Trust::parse(self.tls).map_err(|reason| at("tls", reason))?;
+        Ok(Client::new(target, headers, credentials, trust))
+    }
 }
 
 /// One number of a device's JSON.

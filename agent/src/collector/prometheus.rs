@@ -18,9 +18,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::text::{LINE_BYTES_MAX, Parser, Sample};
 use super::http::client::{Answer, Client};
+use super::http::credentials::Auth;
 use super::probe::{self, Stopwatch};
 use super::{Built, Collector, CollectorKind, Context, Failure, Family, Poll, Readings, http, options, whole};
 use crate::policy::{Gate, Method};
+use crate::secrets::SecretName;
 
 /// `collector = "prometheus"`.
 pub const KIND: CollectorKind = CollectorKind { name: "prometheus", build };
@@ -43,6 +45,10 @@ struct Options {
     url: String,
     #[serde(default)]
     headers: BTreeMap<String, String>,
+    #[serde(default)]
+    secret_headers: BTreeMap<String, SecretName>,
+    #[serde(default)]
+    auth: Option<Auth>,
     #[serde(default = "http::verify")]
     tls: String,
     /// Only metrics whose name begins with one of these.
@@ -67,7 +73,14 @@ fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
     }
     let policy = context.gate.policy();
     policy.permits_method(Method::Get).map_err(|refusal| options::problem(&path, refusal.to_string()))?;
-    let client = http::client(&path, &with_path(&options.url), &options.headers, &options.tls)?;
+    let ask = http::Ask {
+        url: &with_path(&options.url),
+        headers: &options.headers,
+        secret_headers: options.secret_headers,
+        auth: options.auth,
+        tls: &options.tls,
+    };
+    let client = ask.client(&path, context)?;
     let mut metrics = whole(device);
     metrics[SCRAPE].name = "scrape".into();
     metrics.extend(whole(device));

@@ -12,6 +12,7 @@ use satellite_shared::metric::Series;
 
 use super::{Built, Context, Failure, Readings, all, series_of_key};
 use crate::policy::{Gate, Policy};
+use crate::secrets::Keyring;
 
 /// A device that can be polled.
 pub(crate) struct Stage {
@@ -34,7 +35,7 @@ fn build(device: &str, loopback_ports: &[u16]) -> Result<Stage, String> {
     };
     let policy = Policy::parse(&format!("loopback_ports = {loopback_ports:?}")).map_err(|error| error.to_string())?;
     let gate = Arc::new(Gate::new(policy, Arc::new(SystemClock)));
-    let context = Context { gate, root: PathBuf::from("/") };
+    let context = Context { gate, keyring: Arc::new(Keyring::of([])), root: PathBuf::from("/") };
     let kind = all().iter().find(|kind| kind.name == device.collector).ok_or("no such collector")?;
     let built = (kind.build)(&device, &context).map_err(|problem| problem.to_string())?;
     Ok(Stage { device, built })

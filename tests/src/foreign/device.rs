@@ -13,6 +13,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use satellite_agent::collector::{self, Readings, http, prometheus};
 use satellite_agent::credential::pin::{Pin as KeyPin, PinVerifier, bundle_verifier};
 use satellite_agent::policy::{Gate, Policy};
+use satellite_agent::secrets::Keyring;
 use satellite_relay::session::handshake::Presented;
 use satellite_shared::clock::SystemClock;
 use satellite_shared::config::Document;
@@ -178,7 +179,7 @@ pub(super) fn machine(bytes: &[u8]) {
         }
     }
     let gate = Arc::new(Gate::new(Policy::default(), Arc::new(SystemClock)));
-    let context = collector::Context { gate, root: root.path().to_owned() };
+    let context = collector::Context { gate, keyring: Arc::new(Keyring::of([])), root: root.path().to_owned() };
     let host = "[[device]]\nname = \"it\"\ncollector = \"host\"\nevery = \"10s\"\n";
     let (_, document) = Document::parse_text(host).expect("a document");
     let Ok(mut built) = (collector::host::KIND.build)(&document.devices[0], &context) else { return };

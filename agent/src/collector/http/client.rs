@@ -19,6 +19,7 @@ use satellite_shared::gap::Reason;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::connection::{Connection, Tls};
+use super::credentials::Credentials;
 use super::target::Target;
 use super::trust::{self, Seen, Shown, Trust};
 use crate::collector::{Failure, probe};
@@ -30,6 +31,7 @@ const USER_AGENT: &str = concat!("satellite/", env!("CARGO_PKG_VERSION"));
 pub(crate) struct Client {
     target: Target,
     headers: HeaderMap,
+    credentials: Credentials,
     trust: Trust,
     /// The addresses of the request under way: all that it may go to.
     approved: Vec<SocketAddr>,
@@ -46,8 +48,8 @@ pub(crate) struct Answer {
 
 impl Client {
     /// A client that has sent nothing yet.
-    pub(crate) fn new(target: Target, headers: HeaderMap, trust: Trust) -> Self {
-        Self { target, headers, trust, approved: Vec::new(), seen: Seen::default(), tls: None }
+    pub(crate) fn new(target: Target, headers: HeaderMap, credentials: Credentials, trust: Trust) -> Self {
+        Self { target, headers, credentials, trust, approved: Vec::new(), seen: Seen::default(), tls: None }
     }
 
     /// Whether it speaks TLS.
@@ -89,6 +91,7 @@ impl Client {
         headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.extend(self.headers.clone());
+        headers.extend(self.credentials.headers(&self.target)?);
         Ok(request)
     }
 

@@ -1,6 +1,7 @@
 //! A URL as a configuration may name one, and the headers that go with it.
 //!
-//! Secrets stand in neither: the relay keeps the configuration, so a password in it would be known outside the house.
+//! Secrets stand in neither: the relay keeps the configuration, so a password in it would be known outside the house. It
+//! names secrets of this house; see [`super::credentials`].
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -101,13 +102,13 @@ pub(crate) fn headers(table: &BTreeMap<String, String>) -> Result<HeaderMap, (St
         }
         if SECRET.contains(&lower.as_str()) {
             return refuse(
-                "a secret in the configuration would be known to the relay; secrets will come from secrets.toml on the satellite, which does not exist yet",
+                "a secret in the configuration would be known to the relay: keep it by `satellite secrets set` and name it in `auth` or `secret_headers`",
             );
         }
-        if OWN.contains(&lower.as_str()) {
-            return refuse("this header is made by the request itself: remove it");
-        }
-        let Ok(parsed) = HeaderName::from_bytes(lower.as_bytes()) else { return refuse("not the name of a header") };
+        let parsed = match own_name(name) {
+            Ok(parsed) => parsed,
+            Err(reason) => return refuse(&reason),
+        };
         match HeaderValue::from_str(value) {
             Ok(value) if value.len() <= HEADER_BYTES_MAX => headers.insert(parsed, value),
             Ok(_) => return refuse("a value of more than 1024 bytes"),
@@ -115,6 +116,15 @@ pub(crate) fn headers(table: &BTreeMap<String, String>) -> Result<HeaderMap, (St
         };
     }
     Ok(headers)
+}
+
+/// A header that a device may be sent beside those that make the request.
+pub(crate) fn own_name(name: &str) -> Result<HeaderName, String> {
+    let lower = name.to_ascii_lowercase();
+    if OWN.contains(&lower.as_str()) {
+        return Err("this header is made by the request itself: remove it".into());
+    }
+    HeaderName::from_bytes(lower.as_bytes()).map_err(|_| "not the name of a header".into())
 }
 
 #[cfg(test)]
@@ -170,9 +180,9 @@ mod tests {
             assert!(at == name && said.contains(expect), "{name}: {said}");
             assert!(!said.contains(value), "the value is never repeated");
         };
-        check("Authorization", "Bearer abc", "secrets.toml");
-        check("cookie", "a=b", "secrets.toml");
-        check("X-Api-Key", "hunter2", "secrets.toml");
+        check("Authorization", "Bearer abc", "secrets set");
+        check("cookie", "a=b", "secrets set");
+        check("X-Api-Key", "hunter2", "secrets set");
         check("Host", "evil", "made by the request");
         check("content-length", "77", "made by the request");
         check("a b", "zz", "not the name");
