@@ -14,6 +14,8 @@ pub mod prometheus;
 
 pub mod tcp;
 
+pub mod ups;
+
 mod options;
 mod probe;
 #[cfg(test)]
@@ -35,7 +37,7 @@ use crate::secrets::Keyring;
 /// Every kind of collector there is, in the order that people read them.
 #[must_use]
 pub fn all() -> &'static [CollectorKind] {
-    &[host::KIND, http::KIND, prometheus::KIND, ping::KIND, tcp::KIND]
+    &[host::KIND, http::KIND, prometheus::KIND, ping::KIND, tcp::KIND, ups::KIND]
 }
 
 /// One kind of collector.

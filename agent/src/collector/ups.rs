@@ -1,0 +1,488 @@
+//! `ups`: what Network UPS Tools knows of a UPS, asked of its `upsd` by the protocol of RFC 9271.
+//!
+//! Names are nut_exporter's: each numeric variable is a gauge, `battery.charge` becomes `network_ups_tools_battery_charge`,
+//! and each flag of `ups.status` has a series that is 1 or 0. Two metrics: `variables` is what `upsd` says, all of it or a
+//! gap with the reason; `up` tells how that went. Deliberately absent: instant commands and settings, and STARTTLS, which
+//! `upsd` offers with certificates that its clients must be given one by one; a password goes over the wire as it is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use satellite_shared::config::{Device, Problem};
+use satellite_shared::gap::Reason;
+use satellite_shared::limits;
+use secrecy::ExposeSecret as _;
+use serde::Deserialize;
+use tokio::net::TcpStream;
+use tokio_util::codec::{Framed, LinesCodec, LinesCodecError};
+use zeroize::Zeroizing;
+
+use super::probe::{self, Stopwatch};
+use super::{Built, Collector, CollectorKind, Context, Failure, Family, Poll, Readings, options, whole};
+use crate::policy::{Gate, Protocol, check_host};
+use crate::secrets::{Keyring, SecretName};
+
+/// `collector = "ups"`.
+pub const KIND: CollectorKind = CollectorKind { name: "ups", build };
+
+/// Assigned to `nut` by IANA.
+const PORT: u16 = 3493;
+const LINE_BYTES_MAX: usize = 1 << 10;
+/// UPSs of one `upsd`.
+const UPSES_MAX: usize = 32;
+/// Variables of one UPS; real ones have some fifty.
+const VARIABLES_MAX: usize = 500;
+/// Index of the metric that is what `upsd` says.
+const VARIABLES: usize = 0;
+/// Index of the metric that tells how it went.
+const UP: usize = 1;
+const PREFIX: &str = "network_ups_tools_";
+/// The flags of `ups.status`, as nut_exporter lists them.
+const FLAGS: [&str; 15] =
+    ["OL", "OB", "LB", "HB", "RB", "CHRG", "DISCHRG", "BYPASS", "CAL", "OFF", "OVER", "TRIM", "BOOST", "FSD", "SD"];
+/// Variables that are words and name the device: labels of `network_ups_tools_device_info`.
+const INFO: [(&str, &str); 5] = [
+    ("device.mfr", "mfr"),
+    ("device.model", "model"),
+    ("device.serial", "serial"),
+    ("device.type", "type"),
+    ("device.description", "description"),
+];
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Options {
+    /// `nas.lan` or `nas.lan:3493`.
+    address: String,
+    /// The UPS's name in `ups.conf`; all of them where there is none.
+    #[serde(default)]
+    ups: Option<String>,
+    #[serde(default)]
+    user: Option<String>,
+    #[serde(default)]
+    secret: Option<SecretName>,
+}
+
+fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
+    let path = format!("device.{}", device.name);
+    let at = |key: &str, reason: String| options::problem(&format!("{path}.{key}"), reason);
+    options::no_metrics(device)?;
+    let Options { address, ups, user, secret } = options::read(&device.options, &path)?;
+    let (host, port) = split(&address).ok_or_else(|| {
+        let shown: String = address.chars().take(80).collect();
+        at("address", format!("`{}` is not a host such as \"nas.lan\" or \"nas.lan:{PORT}\"", shown.escape_debug()))
+    })?;
+    check_host(host).map_err(|reason| at("address", reason))?;
+    for (key, word) in [("ups", &ups), ("user", &user)] {
+        if word.as_ref().is_some_and(|word| !is_word(word)) {
+            return Err(at(key, "letters, digits, `-`, `_` and `.`, at most 64".into()));
+        }
+    }
+    let login = match (user, secret) {
+        (None, None) => None,
+        (Some(user), Some(secret)) => Some((user, secret)),
+        (Some(_), None) => return Err(at("secret", "a user needs the secret of the password".into())),
+        (None, Some(_)) => return Err(at("user", "a password needs its user, as upsd.users has it".into())),
+    };
+    let mut metrics = whole(device);
+    metrics[VARIABLES].name = "variables".into();
+    metrics.extend(whole(device));
+    metrics[UP].name = "up".into();
+    let ups = Ups {
+        gate: Arc::clone(&context.gate),
+        keyring: Arc::clone(&context.keyring),
+        host: host.to_owned(),
+        port,
+        ups,
+        login,
+        limit: probe::limit(device.timeout),
+    };
+    Ok(Built { collector: Box::new(ups), metrics })
+}
+
+fn split(address: &str) -> Option<(&str, u16)> {
+    if let Some(rest) = address.strip_prefix('[') {
+        let (host, port) = rest.split_once(']')?;
+        return Some((host, if port.is_empty() { PORT } else { number(port.strip_prefix(':')?)? }));
+    }
+    match address.split_once(':') {
+        Some((_, port)) if port.contains(':') => Some((address, PORT)),
+        Some((host, port)) => Some((host, number(port)?)),
+        None => Some((address, PORT)),
+    }
+}
+
+fn number(port: &str) -> Option<u16> {
+    let is_number = port.bytes().all(|b| b.is_ascii_digit());
+    is_number.then(|| port.parse().ok()).flatten().filter(|port| *port > 0)
+}
+
+/// A word that needs no quotes in the protocol.
+fn is_word(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+}
+
+struct Ups {
+    gate: Arc<Gate>,
+    keyring: Arc<Keyring>,
+    host: String,
+    port: u16,
+    ups: Option<String>,
+    login: Option<(String, SecretName)>,
+    limit: Duration,
+}
+
+/// One UPS and its variables.
+type Told = (String, Vec<(String, String)>);
+
+impl Ups {
+    async fn ask(&self) -> Result<Vec<Told>, Failure> {
+        let addresses = self.gate.resolve(Protocol::Nut, &self.host, self.port).await?;
+        let mut failure = Failure::new(Reason::Unreachable, "the name has no address");
+        for address in addresses {
+            match TcpStream::connect(address).await {
+                Ok(stream) => return self.talk(Upsd::new(stream)).await,
+                Err(error) => failure = probe::failure_of_io(&error),
+            }
+        }
+        Err(failure)
+    }
+
+    async fn talk(&self, mut upsd: Upsd) -> Result<Vec<Told>, Failure> {
+        if let Some((user, secret)) = &self.login {
+            let password = self.keyring.give(secret, Protocol::Nut, &self.host, self.port)?;
+            upsd.expect_ok(&format!("USERNAME {user}")).await?;
+            let quoted = quoted(password.expose_secret());
+            upsd.expect_ok(&Zeroizing::new(format!("PASSWORD {}", *quoted))).await?;
+        }
+        let upses = match &self.ups {
+            Some(ups) => vec![ups.clone()],
+            None => upsd.upses().await?,
+        };
+        let mut told = Vec::with_capacity(upses.len());
+        for ups in upses {
+            let variables = upsd.variables(&ups).await?;
+            told.push((ups, variables));
+        }
+        // Politeness: what it answers is of no interest.
+        upsd.lines.send("LOGOUT").await.ok();
+        Ok(told)
+    }
+
+    async fn poll_all(&self, due: &[usize], readings: &mut Readings) -> Result<(), Failure> {
+        let watch = Stopwatch::start();
+        let outcome = probe::within(self.limit, self.ask()).await;
+        let seconds = watch.seconds();
+        let success = outcome.is_ok();
+        match outcome {
+            Ok(told) if due.contains(&VARIABLES) => {
+                told.iter().for_each(|(ups, variables)| add(ups, variables, readings));
+            }
+            Ok(_) => {}
+            Err(failure) if probe::was_not_tried(&failure) => return Err(failure),
+            Err(failure) if due.contains(&VARIABLES) => readings.missing(VARIABLES, failure),
+            Err(_) => {}
+        }
+        if due.contains(&UP) {
+            probe::report(readings, UP, success, seconds);
+        }
+        Ok(())
+    }
+}
+
+impl Collector for Ups {
+    fn poll<'a>(&'a mut self, due: &'a [usize], readings: &'a mut Readings) -> Poll<'a> {
+        Box::pin(self.poll_all(due, readings))
+    }
+}
+
+fn add(ups: &str, variables: &[(String, String)], readings: &mut Readings) {
+    let value = |name: &str| variables.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str());
+    for (name, text) in variables {
+        let Ok(number) = text.parse::<f64>() else { continue };
+        if number.is_finite() {
+            let metric = format!("{PREFIX}{}", name.replace(['.', '-'], "_"));
+            readings.sample(VARIABLES, Family::gauge(&metric, unit(name)), &[("ups", ups)], number);
+        }
+    }
+    if let Some(status) = value("ups.status") {
+        let family = Family::gauge("network_ups_tools_ups_status", "");
+        for flag in FLAGS {
+            let is_set = status.split_ascii_whitespace().any(|set| set == flag);
+            readings.sample(VARIABLES, family, &[("flag", flag), ("ups", ups)], f64::from(u8::from(is_set)));
+        }
+    }
+    let info = INFO.iter().filter_map(|(variable, label)| Some((*label, value(variable).filter(|v| !v.is_empty())?)));
+    let labels: Vec<(&str, &str)> = info.chain([("ups", ups)]).collect();
+    readings.sample(VARIABLES, Family::gauge("network_ups_tools_device_info", ""), &labels, 1.0);
+}
+
+/// The unit of a variable, by the names that NUT gives them.
+fn unit(name: &str) -> &'static str {
+    let last = name.rsplit('.').next().unwrap_or_default();
+    match last {
+        "voltage" => "volts",
+        "current" => "amperes",
+        "frequency" => "hertz",
+        "temperature" => "celsius",
+        "realpower" => "watts",
+        "runtime" => "seconds",
+        "charge" | "load" | "humidity" => "percent",
+        _ => "",
+    }
+}
+
+/// A connection to `upsd`.
+struct Upsd {
+    lines: Framed<TcpStream, LinesCodec>,
+}
+
+impl Upsd {
+    fn new(stream: TcpStream) -> Self {
+        Self { lines: Framed::new(stream, LinesCodec::new_with_max_length(LINE_BYTES_MAX)) }
+    }
+
+    async fn ask(&mut self, question: &str) -> Result<(), Failure> {
+        self.lines.send(question).await.map_err(|error| failure_of(&error))
+    }
+
+    async fn line(&mut self) -> Result<String, Failure> {
+        let line = match self.lines.next().await {
+            None => return Err(Failure::new(Reason::BadAnswer, "upsd closed the connection amid its answer")),
+            Some(line) => line.map_err(|error| failure_of(&error))?,
+        };
+        match line.strip_prefix("ERR ") {
+            None => Ok(line),
+            Some(error) => Err(refusal(error)),
+        }
+    }
+
+    async fn expect_ok(&mut self, question: &str) -> Result<(), Failure> {
+        self.ask(question).await?;
+        match self.line().await?.as_str() {
+            line if line == "OK" || line.starts_with("OK ") => Ok(()),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// What stands between `BEGIN LIST …` and `END LIST …`, item by item, without what each begins with.
+    async fn list<T>(&mut self, what: &str, most: usize, read: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, Failure> {
+        self.ask(&format!("LIST {what}")).await?;
+        let begin = self.line().await?;
+        if begin != format!("BEGIN LIST {what}") {
+            return Err(unexpected(&begin));
+        }
+        let (prefix, end) = (format!("{what} "), format!("END LIST {what}"));
+        let mut items = Vec::new();
+        loop {
+            let line = self.line().await?;
+            if line == end {
+                return Ok(items);
+            }
+            if items.len() >= most {
+                return Err(Failure::new(Reason::BadAnswer, format!("upsd lists more than {most} of {what}")));
+            }
+            let item = line.strip_prefix(&prefix).and_then(&read);
+            items.push(item.ok_or_else(|| unexpected(&line))?);
+        }
+    }
+
+    async fn upses(&mut self) -> Result<Vec<String>, Failure> {
+        let name = |item: &str| item.split(' ').next().filter(|name| is_word(name)).map(str::to_owned);
+        self.list("UPS", UPSES_MAX, name).await
+    }
+
+    async fn variables(&mut self, ups: &str) -> Result<Vec<(String, String)>, Failure> {
+        self.list(&format!("VAR {ups}"), VARIABLES_MAX, variable).await
+    }
+}
+
+/// `battery.charge "100"`.
+fn variable(item: &str) -> Option<(String, String)> {
+    let (name, rest) = item.split_once(' ')?;
+    if !is_word(name) || name.len() > limits::NAME_BYTES_MAX - PREFIX.len() {
+        return None;
+    }
+    let mut characters = rest.strip_prefix('"')?.strip_suffix('"')?.chars();
+    let mut value = String::with_capacity(rest.len());
+    while let Some(character) = characters.next() {
+        match character {
+            '\\' => value.push(characters.next()?),
+            '"' => return None,
+            other => value.push(other),
+        }
+    }
+    Some((name.to_owned(), value))
+}
+
+/// A word in quotes.
+fn quoted(word: &str) -> Zeroizing<String> {
+    let mut quoted = Zeroizing::new(String::with_capacity(2 * word.len() + 2));
+    quoted.push('"');
+    for character in word.chars() {
+        if matches!(character, '"' | '\\') {
+            quoted.push('\\');
+        }
+        quoted.push(character);
+    }
+    quoted.push('"');
+    quoted
+}
+
+fn failure_of(error: &LinesCodecError) -> Failure {
+    match error {
+        LinesCodecError::Io(error) => probe::failure_of_io(error),
+        LinesCodecError::MaxLineLengthExceeded => {
+            Failure::new(Reason::BadAnswer, format!("a line of more than {LINE_BYTES_MAX} bytes: not upsd"))
+        }
+    }
+}
+
+fn unexpected(line: &str) -> Failure {
+    let shown: String = line.chars().take(60).collect();
+    Failure::new(Reason::BadAnswer, format!("not what upsd says here: `{}`", shown.escape_debug()))
+}
+
+/// What `upsd` refuses with, and what to do (RFC 9271, section 4.2).
+fn refusal(error: &str) -> Failure {
+    let word = error.split(' ').next().unwrap_or_default();
+    let (reason, what) = match word {
+        "ACCESS-DENIED" => {
+            (Reason::Refused, "upsd refuses this user or address: see upsd.users and LISTEN in upsd.conf")
+        }
+        "UNKNOWN-UPS" => (Reason::Refused, "upsd has no UPS of this name: `upsc -l` lists them"),
+        "DATA-STALE" => (Reason::Refused, "upsd has no fresh data: its driver has lost the UPS"),
+        "DRIVER-NOT-CONNECTED" => (Reason::Refused, "the UPS's driver does not run: see `upsdrvctl`"),
+        "INVALID-PASSWORD" | "INVALID-USERNAME" | "USERNAME-REQUIRED" | "PASSWORD-REQUIRED" => {
+            (Reason::Refused, "upsd refuses the user or the password")
+        }
+        _ => {
+            let shown: String = error.chars().take(60).collect();
+            return Failure::new(Reason::Refused, format!("upsd says `{}`", shown.escape_debug()));
+        }
+    };
+    Failure::new(reason, what)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader, Write as _};
+
+    use super::super::stage::{Peer, Stage, problem, raw_peer};
+    use super::*;
+
+    /// An `upsd` that answers each line as the test says, and closes where it says nothing.
+    fn upsd(answer: impl Fn(&str) -> Option<String> + Send + 'static) -> Peer {
+        raw_peer(move |stream| {
+            let mut lines = BufReader::new(stream.try_clone().unwrap());
+            let mut line = String::new();
+            while lines.read_line(&mut line).is_ok_and(|read| read > 0) {
+                let Some(said) = answer(line.trim_end()) else { return };
+                if stream.write_all(said.as_bytes()).is_err() {
+                    return;
+                }
+                line.clear();
+            }
+        })
+    }
+
+    fn listing(what: &str, items: &[&str]) -> Option<String> {
+        let lines: String = items.iter().map(|item| format!("{what} {item}\n")).collect();
+        Some(format!("BEGIN LIST {what}\n{lines}END LIST {what}\n"))
+    }
+
+    fn stage(peer: &Peer, more: &str) -> Stage {
+        let device = format!("collector = \"ups\"\naddress = \"127.0.0.1:{}\"\ntimeout = \"500ms\"\n{more}", peer.port);
+        Stage::new(&device, &[peer.port]).unwrap()
+    }
+
+    #[tokio::test]
+    async fn numbers_flags_and_names_of_every_ups_are_read_as_nut_exporter_names_them() {
+        let peer = upsd(|line| match line {
+            "LIST UPS" => listing("UPS", &["rack \"In the rack\"", "desk \"\""]),
+            "LIST VAR rack" => listing(
+                "VAR rack",
+                &[
+                    "battery.charge \"87\"",
+                    "battery.runtime \"1200\"",
+                    "device.mfr \"Eaton \\\"E\\\"\"",
+                    "input.voltage \"231.4\"",
+                    "ups.status \"OB DISCHRG\"",
+                    "ups.serial \"12e4567\"",
+                    "ups.beeper.status \"enabled\"",
+                    "ups.delay.start \"inf\"",
+                ],
+            ),
+            "LIST VAR desk" => listing("VAR desk", &["ups.status \"OL\""]),
+            _ => Some("OK Goodbye\n".into()),
+        });
+        let polled = stage(&peer, "").poll_all().await;
+        assert_eq!(polled.labelled("network_ups_tools_battery_charge"), [("ups=rack".into(), 87.0)]);
+        assert_eq!(polled.value("network_ups_tools_input_voltage"), Some(231.4));
+        let unit = polled.samples.iter().find(|(s, _)| s.name == "network_ups_tools_battery_runtime").unwrap();
+        assert_eq!((unit.0.unit.as_str(), unit.1), ("seconds", 1200.0));
+        let set: Vec<_> =
+            polled.labelled("network_ups_tools_ups_status").into_iter().filter(|(_, value)| *value > 0.5).collect();
+        let names: Vec<&str> = set.iter().map(|(labels, _)| labels.as_str()).collect();
+        assert_eq!(names, ["flag=OB,ups=rack", "flag=DISCHRG,ups=rack", "flag=OL,ups=desk"]);
+        assert!(polled.labelled("network_ups_tools_device_info").iter().any(|(l, _)| l == "mfr=Eaton \"E\",ups=rack"));
+        assert_eq!(polled.value("network_ups_tools_ups_beeper_status"), None);
+        assert_eq!(polled.value("network_ups_tools_ups_delay_start"), None);
+        assert_eq!(polled.value("probe_success"), Some(1.0));
+    }
+
+    #[tokio::test]
+    async fn what_upsd_refuses_is_a_gap_that_says_what_to_do() {
+        for (answer, reason, said) in [
+            (Some("ERR UNKNOWN-UPS\n"), Reason::Refused, "upsc -l"),
+            (Some("ERR DATA-STALE\n"), Reason::Refused, "lost the UPS"),
+            (Some("ERR ACCESS-DENIED\n"), Reason::Refused, "upsd.users"),
+            (Some("ERR SOMETHING-NEW\n"), Reason::Refused, "SOMETHING-NEW"),
+            (Some("BEGIN LIST VAR other\n"), Reason::BadAnswer, "not what upsd says"),
+            (Some("BEGIN LIST VAR rack\nVAR rack battery.charge 87\n"), Reason::BadAnswer, "not what upsd says"),
+            (Some("BEGIN LIST VAR rack\nVAR rack a\u{7f}b \"1\"\n"), Reason::BadAnswer, "not what upsd says"),
+            (Some("BEGIN LIST VAR rack\n"), Reason::Timeout, "within"),
+            (Some("HTTP/1.1 400 Bad Request\r\n"), Reason::BadAnswer, "HTTP/1.1"),
+            (None, Reason::BadAnswer, "amid its answer"),
+        ] {
+            let peer = upsd(move |_| answer.map(str::to_owned));
+            let polled = stage(&peer, "ups = \"rack\"").poll_all().await;
+            let (metric, failure) = &polled.missing[0];
+            assert_eq!((metric.as_str(), failure.reason), ("variables", reason), "{answer:?}: {failure}");
+            assert!(failure.detail.contains(said), "{answer:?}: {failure}");
+            assert_eq!(polled.value("probe_success"), Some(0.0));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_upsd_without_end_is_cut_off() {
+        let long = upsd(|_| Some(format!("{}\n", "x".repeat(5_000))));
+        assert!(stage(&long, "").poll_all().await.missing[0].1.detail.contains("more than 1024 bytes"));
+        let many = upsd(|line| {
+            let items: String = (0..2_000).map(|n| format!("VAR rack v{n} \"1\"\n")).collect();
+            (line == "LIST VAR rack").then(|| format!("BEGIN LIST VAR rack\n{items}"))
+        });
+        let polled = stage(&many, "ups = \"rack\"").poll_all().await;
+        assert!(polled.missing[0].1.detail.contains("more than 500"), "{}", polled.missing[0].1);
+        let flood = upsd(|_| listing("UPS", &["a \"\""; 100]));
+        assert!(stage(&flood, "").poll_all().await.missing[0].1.detail.contains("more than 32"));
+    }
+
+    #[test]
+    fn options_that_can_not_be_are_refused_with_their_key() {
+        let check = |options: &str, said: &str| {
+            let told = problem(&format!("collector = \"ups\"\n{options}"));
+            assert!(told.contains(said), "{options}: {told}");
+        };
+        check("address = \"nas.lan:0\"", "device.it.address: `nas.lan:0` is not a host");
+        check("address = \"nas.lan:+3\"", "device.it.address");
+        check("address = \"nas.lan\"\nups = \"a b\"", "device.it.ups: letters");
+        check("address = \"nas.lan\"\nuser = \"me\"", "device.it.secret: a user needs");
+        check("address = \"nas.lan\"\nsecret = \"ups\"", "device.it.user: a password needs");
+        check("address = \"nas.lan\"\npassword = \"x\"", "device.it.password");
+        assert_eq!(split("nas.lan"), Some(("nas.lan", 3493)));
+        assert_eq!(split("[fd00::7]:1"), Some(("fd00::7", 1)));
+        assert_eq!(split("fd00::7"), Some(("fd00::7", 3493)));
+    }
+}
