@@ -623,7 +623,10 @@ impl Line {
                 readings.clear();
                 missed = self.missed(&polled.due, failure.reason, &failure.detail);
                 let every_ms = self.metrics.iter().filter_map(|slot| slot.timetable.every_ms()).min().unwrap_or(60_000);
-                self.breaker.fail(now_ms, every_ms);
+                // What the house's own rules refuse cost the device nothing, and is polled as soon as they allow it.
+                if failure.reason != Reason::Policy {
+                    self.breaker.fail(now_ms, every_ms);
+                }
                 self.state.polls_failed += 1;
                 self.state.samples = 0;
                 self.state.outcome = failure.reason.as_str().into();
@@ -839,6 +842,18 @@ mod tests {
         assert_eq!(missed.iter().map(|&(count, _)| count).sum::<u64>(), 4 * 7);
         assert!(reasons.starts_with(&[Reason::Timeout, Reason::Timeout, Reason::Timeout]), "{reasons:?}");
         assert!(reasons[3..].contains(&Reason::BackOff), "{reasons:?}");
+    }
+
+    #[tokio::test]
+    async fn a_device_that_the_policy_refuses_is_tried_again_in_its_next_slot() {
+        let mut bench = Bench::with(NAS, None).await;
+        *bench.answer.lock().unwrap() = Err(Failure::new(Reason::Policy, "not in `networks`"));
+        for _ in 0..6 {
+            bench.finish_polls().await;
+            bench.pass(10_000).await;
+        }
+        bench.finish_polls().await;
+        assert_eq!(bench.told().1, [(4, Reason::Policy); 7]);
     }
 
     #[tokio::test]

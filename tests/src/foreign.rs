@@ -32,6 +32,7 @@ use satellite_agent::policy::{Gate, Policy, Protocol, check_host};
 use satellite_agent::recorder::notes::Notes;
 use satellite_agent::scheduler::crontab::Crontab;
 use satellite_agent::scheduler::timetable::Timetable;
+use satellite_agent::secrets::Keyring;
 use satellite_agent::uplink::proxy::Route;
 use satellite_relay::authority::requested_key;
 use satellite_relay::ingest::Tally;

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use crate::network;
+use crate::nut;
 use crate::{disk, programs};
 
 /// Something real to test against.
@@ -50,10 +51,12 @@ pub enum Peer {
     Mmdebstrap,
     /// Its first program.
     Cpio,
+    /// Network UPS Tools' daemon, with its driver of a UPS that is not there.
+    Nut,
 }
 
 /// All of them.
-pub const ALL: [Peer; 18] = [
+pub const ALL: [Peer; 19] = [
     Peer::Python,
     Peer::S3,
     Peer::NodeExporter,
@@ -72,6 +75,7 @@ pub const ALL: [Peer; 18] = [
     Peer::Qemu,
     Peer::Mmdebstrap,
     Peer::Cpio,
+    Peer::Nut,
 ];
 
 impl Peer {
@@ -96,6 +100,7 @@ impl Peer {
             Self::Qemu => "qemu-system-x86",
             Self::Mmdebstrap => "mmdebstrap",
             Self::Cpio => "cpio",
+            Self::Nut => "nut-server",
         }
     }
 
@@ -132,6 +137,7 @@ impl Peer {
             Self::Qemu => in_path("qemu-system-x86_64").filter(|_| cfg!(target_arch = "x86_64")),
             Self::Mmdebstrap => in_path("mmdebstrap").filter(|_| rustix::process::geteuid().is_root()),
             Self::Cpio => in_path("cpio"),
+            Self::Nut => nut::find(),
         }
     }
 

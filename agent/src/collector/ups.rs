@@ -316,12 +316,12 @@ fn variable(item: &str) -> Option<(String, String)> {
     Some((name.to_owned(), value))
 }
 
-/// A word in quotes.
+/// A word in quotes. `upsd` takes an unescaped `#` for the beginning of a comment even there.
 fn quoted(word: &str) -> Zeroizing<String> {
     let mut quoted = Zeroizing::new(String::with_capacity(2 * word.len() + 2));
     quoted.push('"');
     for character in word.chars() {
-        if matches!(character, '"' | '\\') {
+        if matches!(character, '"' | '\\' | '#') {
             quoted.push('\\');
         }
         quoted.push(character);
@@ -481,6 +481,7 @@ mod tests {
         check("address = \"nas.lan\"\nuser = \"me\"", "device.it.secret: a user needs");
         check("address = \"nas.lan\"\nsecret = \"ups\"", "device.it.user: a password needs");
         check("address = \"nas.lan\"\npassword = \"x\"", "device.it.password");
+        assert_eq!(*quoted(r##"a "b" \ #c"##), r##""a \"b\" \\ \#c""##);
         assert_eq!(split("nas.lan"), Some(("nas.lan", 3493)));
         assert_eq!(split("[fd00::7]:1"), Some(("fd00::7", 1)));
         assert_eq!(split("fd00::7"), Some(("fd00::7", 3493)));
