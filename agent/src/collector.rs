@@ -14,12 +14,16 @@ pub mod prometheus;
 
 pub mod tcp;
 
+pub mod tls;
+
 pub mod ups;
 
+mod address;
 mod options;
 mod probe;
 #[cfg(test)]
 mod stage;
+mod trust;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -37,7 +41,7 @@ use crate::secrets::Keyring;
 /// Every kind of collector there is, in the order that people read them.
 #[must_use]
 pub fn all() -> &'static [CollectorKind] {
-    &[host::KIND, http::KIND, prometheus::KIND, ping::KIND, tcp::KIND, ups::KIND]
+    &[host::KIND, http::KIND, prometheus::KIND, ping::KIND, tcp::KIND, tls::KIND, ups::KIND]
 }
 
 /// One kind of collector.

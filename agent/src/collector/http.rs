@@ -9,7 +9,6 @@ mod connection;
 pub(crate) mod credentials;
 pub mod path;
 pub(crate) mod target;
-pub(crate) mod trust;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -29,8 +28,8 @@ use self::client::{Answer, Client};
 use self::credentials::{Auth, Credentials};
 use self::path::Path;
 use self::target::Target;
-use self::trust::Trust;
 use super::probe::{self, Stopwatch};
+use super::trust::Trust;
 use super::{Built, Collector, CollectorKind, Context, Failure, Family, Poll, Readings, options, whole};
 use crate::policy::{Gate, Method};
 use crate::secrets::SecretName;
@@ -633,39 +632,9 @@ path = "$.gone"
         assert_eq!(polled.value("probe_success"), Some(1.0));
     }
 
-    /// A device that signs for itself, its certificate's pin, and a second it expires at.
-    fn tls_device() -> (stage::Peer, String, i64) {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".into()]).unwrap();
-        params.not_after = rcgen::date_time_ymd(2_100, 1, 1);
-        let expiry = params.not_after.unix_timestamp();
-        let certificate = params.self_signed(&key).unwrap();
-        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate.der());
-        let pin = data_encoding::HEXLOWER.encode(digest.as_ref());
-        let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], key)
-            .unwrap();
-        let config = Arc::new(config);
-        let device = stage::raw_peer(move |stream| {
-            let mut tls = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
-            let mut tls = rustls::Stream::new(&mut tls, stream);
-            if stage::read_head(&mut tls).is_some() {
-                drop(tls.write_all(ok(SHELLY).as_bytes()));
-                tls.conn.send_close_notify();
-                drop(tls.flush());
-            }
-        });
-        (device, pin, expiry)
-    }
-
     #[tokio::test]
     async fn a_certificate_is_trusted_where_it_is_the_pinned_one_and_the_refusal_tells_its_pin() {
-        let (device, pin, expiry) = tls_device();
+        let stage::TlsPeer { peer: device, pin, expires: expiry } = stage::tls_peer(ok(SHELLY));
         let stage = |tls: &str| {
             let url = format!("url = \"https://127.0.0.1:{}/\"", device.port);
             Stage::new(&format!("collector = \"http\"\n{url}\ntls = \"{tls}\"\n{METRICS}"), &[device.port]).unwrap()

@@ -130,3 +130,43 @@ pub(crate) fn saying(answer: impl Into<Vec<u8>>) -> Peer {
     let answer = answer.into();
     peer(move |_, stream| drop(stream.write_all(&answer)))
 }
+
+/// A device that signs for itself.
+pub(crate) struct TlsPeer {
+    pub(crate) peer: Peer,
+    /// The SHA-256 of its certificate.
+    pub(crate) pin: String,
+    /// When that ends, seconds since 1970.
+    pub(crate) expires: i64,
+}
+
+/// Such a device, which reads a request's head and then says this. Its certificate is for `device.lan` and 127.0.0.1.
+pub(crate) fn tls_peer(answer: impl Into<Vec<u8>>) -> TlsPeer {
+    let answer = answer.into();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["device.lan".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "A device");
+    let expires = params.not_after.unix_timestamp();
+    let certificate = params.self_signed(&key).unwrap();
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate.der());
+    let pin = data_encoding::HEXLOWER.encode(digest.as_ref());
+    let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .unwrap();
+    let config = Arc::new(config);
+    let peer = raw_peer(move |stream| {
+        let mut tls = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+        let mut tls = rustls::Stream::new(&mut tls, stream);
+        if read_head(&mut tls).is_some() {
+            drop(tls.write_all(&answer));
+            tls.conn.send_close_notify();
+            drop(tls.flush());
+        }
+    });
+    TlsPeer { peer, pin, expires }
+}

@@ -11,9 +11,10 @@ use satellite_shared::gap::Reason;
 use serde::Deserialize;
 use tokio::net::TcpStream;
 
+use super::address::Address;
 use super::probe::{self, Stopwatch};
 use super::{Built, Collector, CollectorKind, Context, Failure, Poll, Readings, options, whole};
-use crate::policy::{Gate, Protocol, check_host};
+use crate::policy::{Gate, Protocol};
 
 /// `collector = "tcp"`.
 pub const KIND: CollectorKind = CollectorKind { name: "tcp", build };
@@ -29,32 +30,15 @@ fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
     let path = format!("device.{}", device.name);
     options::no_metrics(device)?;
     let Options { address } = options::read(&device.options, &path)?;
-    let (host, port) = split(&address).ok_or_else(|| {
-        let reason =
-            format!("`{}` is not host:port, such as \"nas.lan:22\" or \"[fd00::7]:22\"", address.escape_debug());
-        options::problem(&format!("{path}.address"), reason)
-    })?;
-    check_host(host).map_err(|reason| options::problem(&format!("{path}.address"), reason))?;
+    let address = Address::parse(&address, None, &format!("{path}.address"))?;
     let gate = Arc::clone(&context.gate);
-    let tcp = Tcp { gate, host: host.to_owned(), port, limit: probe::limit(device.timeout) };
+    let tcp = Tcp { gate, address, limit: probe::limit(device.timeout) };
     Ok(Built { collector: Box::new(tcp), metrics: whole(device) })
-}
-
-fn split(address: &str) -> Option<(&str, u16)> {
-    let (host, port) = address.rsplit_once(':')?;
-    let host = match host.strip_prefix('[') {
-        Some(inner) => inner.strip_suffix(']')?,
-        None if host.contains(':') => return None,
-        None => host,
-    };
-    let port = if port.bytes().all(|b| b.is_ascii_digit()) { port.parse().ok()? } else { 0 };
-    (port > 0 && !host.is_empty() && host.len() < 256).then_some((host, port))
 }
 
 struct Tcp {
     gate: Arc<Gate>,
-    host: String,
-    port: u16,
+    address: Address,
     limit: Duration,
 }
 
@@ -84,7 +68,7 @@ impl Tcp {
 
     async fn connect(&self, seen: &mut Seen) -> Result<(), Failure> {
         let watch = Stopwatch::start();
-        let addresses = self.gate.resolve(Protocol::Tcp, &self.host, self.port).await?;
+        let addresses = self.gate.resolve(Protocol::Tcp, &self.address.host, self.address.port).await?;
         seen.lookup_seconds = watch.seconds();
         let mut failure = Failure::new(Reason::Unreachable, "the name has no address");
         for address in addresses {

@@ -18,9 +18,10 @@ use tokio::net::TcpStream;
 use tokio_util::codec::{Framed, LinesCodec, LinesCodecError};
 use zeroize::Zeroizing;
 
+use super::address::Address;
 use super::probe::{self, Stopwatch};
 use super::{Built, Collector, CollectorKind, Context, Failure, Family, Poll, Readings, options, whole};
-use crate::policy::{Gate, Protocol, check_host};
+use crate::policy::{Gate, Protocol};
 use crate::secrets::{Keyring, SecretName};
 
 /// `collector = "ups"`.
@@ -69,11 +70,7 @@ fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
     let at = |key: &str, reason: String| options::problem(&format!("{path}.{key}"), reason);
     options::no_metrics(device)?;
     let Options { address, ups, user, secret } = options::read(&device.options, &path)?;
-    let (host, port) = split(&address).ok_or_else(|| {
-        let shown: String = address.chars().take(80).collect();
-        at("address", format!("`{}` is not a host such as \"nas.lan\" or \"nas.lan:{PORT}\"", shown.escape_debug()))
-    })?;
-    check_host(host).map_err(|reason| at("address", reason))?;
+    let address = Address::parse(&address, Some(PORT), &format!("{path}.address"))?;
     for (key, word) in [("ups", &ups), ("user", &user)] {
         if word.as_ref().is_some_and(|word| !is_word(word)) {
             return Err(at(key, "letters, digits, `-`, `_` and `.`, at most 64".into()));
@@ -92,30 +89,12 @@ fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
     let ups = Ups {
         gate: Arc::clone(&context.gate),
         keyring: Arc::clone(&context.keyring),
-        host: host.to_owned(),
-        port,
+        address,
         ups,
         login,
         limit: probe::limit(device.timeout),
     };
     Ok(Built { collector: Box::new(ups), metrics })
-}
-
-fn split(address: &str) -> Option<(&str, u16)> {
-    if let Some(rest) = address.strip_prefix('[') {
-        let (host, port) = rest.split_once(']')?;
-        return Some((host, if port.is_empty() { PORT } else { number(port.strip_prefix(':')?)? }));
-    }
-    match address.split_once(':') {
-        Some((_, port)) if port.contains(':') => Some((address, PORT)),
-        Some((host, port)) => Some((host, number(port)?)),
-        None => Some((address, PORT)),
-    }
-}
-
-fn number(port: &str) -> Option<u16> {
-    let is_number = port.bytes().all(|b| b.is_ascii_digit());
-    is_number.then(|| port.parse().ok()).flatten().filter(|port| *port > 0)
 }
 
 /// A word that needs no quotes in the protocol.
@@ -126,8 +105,7 @@ fn is_word(text: &str) -> bool {
 struct Ups {
     gate: Arc<Gate>,
     keyring: Arc<Keyring>,
-    host: String,
-    port: u16,
+    address: Address,
     ups: Option<String>,
     login: Option<(String, SecretName)>,
     limit: Duration,
@@ -138,7 +116,7 @@ type Told = (String, Vec<(String, String)>);
 
 impl Ups {
     async fn ask(&self) -> Result<Vec<Told>, Failure> {
-        let addresses = self.gate.resolve(Protocol::Nut, &self.host, self.port).await?;
+        let addresses = self.gate.resolve(Protocol::Nut, &self.address.host, self.address.port).await?;
         let mut failure = Failure::new(Reason::Unreachable, "the name has no address");
         for address in addresses {
             match TcpStream::connect(address).await {
@@ -151,7 +129,7 @@ impl Ups {
 
     async fn talk(&self, mut upsd: Upsd) -> Result<Vec<Told>, Failure> {
         if let Some((user, secret)) = &self.login {
-            let password = self.keyring.give(secret, Protocol::Nut, &self.host, self.port)?;
+            let password = self.keyring.give(secret, Protocol::Nut, &self.address.host, self.address.port)?;
             upsd.expect_ok(&format!("USERNAME {user}")).await?;
             let quoted = quoted(password.expose_secret());
             upsd.expect_ok(&Zeroizing::new(format!("PASSWORD {}", *quoted))).await?;
@@ -475,15 +453,12 @@ mod tests {
             let told = problem(&format!("collector = \"ups\"\n{options}"));
             assert!(told.contains(said), "{options}: {told}");
         };
-        check("address = \"nas.lan:0\"", "device.it.address: `nas.lan:0` is not a host");
+        check("address = \"nas.lan:0\"", "device.it.address: `nas.lan:0` is not host");
         check("address = \"nas.lan:+3\"", "device.it.address");
         check("address = \"nas.lan\"\nups = \"a b\"", "device.it.ups: letters");
         check("address = \"nas.lan\"\nuser = \"me\"", "device.it.secret: a user needs");
         check("address = \"nas.lan\"\nsecret = \"ups\"", "device.it.user: a password needs");
         check("address = \"nas.lan\"\npassword = \"x\"", "device.it.password");
         assert_eq!(*quoted(r##"a "b" \ #c"##), r##""a \"b\" \\ \#c""##);
-        assert_eq!(split("nas.lan"), Some(("nas.lan", 3493)));
-        assert_eq!(split("[fd00::7]:1"), Some(("fd00::7", 1)));
-        assert_eq!(split("fd00::7"), Some(("fd00::7", 3493)));
     }
 }

@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::connection::{Connection, Tls};
 use super::credentials::Credentials;
 use super::target::Target;
-use super::trust::{self, Seen, Shown, Trust};
+use crate::collector::trust::{self, Seen, Shown, Trust};
 use crate::collector::{Failure, probe};
 use crate::policy::{Gate, Method, Protocol};
 
@@ -97,7 +97,7 @@ impl Client {
 
     /// The certificate that the last handshake showed.
     pub(crate) fn shown(&self) -> Option<Shown> {
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn tls(&mut self) -> Result<Tls, Failure> {

@@ -45,12 +45,14 @@ impl Trust {
 }
 
 /// What the last handshake showed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Shown {
     /// SHA-256 of the device's certificate.
     pub(crate) fingerprint: [u8; 32],
     /// When the first certificate of the chain expires, seconds since 1970.
     pub(crate) earliest_expiry: Option<i64>,
+    /// The device's certificate itself.
+    pub(crate) leaf: Vec<u8>,
 }
 
 /// Where a handshake leaves what it showed.
@@ -118,10 +120,12 @@ impl ServerCertVerifier for Verifier {
         let shown = Shown {
             fingerprint: fingerprint(end_entity),
             earliest_expiry: std::iter::once(end_entity).chain(intermediates).take(CHAIN_MAX).filter_map(expiry).min(),
+            leaf: end_entity.to_vec(),
         };
+        let fingerprint = shown.fingerprint;
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(shown);
         match (self.trust, &self.system) {
-            (Trust::Pin(pin), _) if pin == shown.fingerprint => Ok(ServerCertVerified::assertion()),
+            (Trust::Pin(pin), _) if pin == fingerprint => Ok(ServerCertVerified::assertion()),
             (Trust::System, Some(system)) if intermediates.len() < CHAIN_MAX => {
                 system.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
             }
