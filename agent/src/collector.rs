@@ -8,6 +8,8 @@ pub mod host;
 
 pub mod http;
 
+pub mod modbus;
+
 pub mod ping;
 
 pub mod prometheus;
@@ -19,6 +21,7 @@ pub mod tls;
 pub mod ups;
 
 mod address;
+mod number;
 mod options;
 mod probe;
 #[cfg(test)]
@@ -41,7 +44,7 @@ use crate::secrets::Keyring;
 /// Every kind of collector there is, in the order that people read them.
 #[must_use]
 pub fn all() -> &'static [CollectorKind] {
-    &[host::KIND, http::KIND, prometheus::KIND, ping::KIND, tcp::KIND, tls::KIND, ups::KIND]
+    &[host::KIND, http::KIND, prometheus::KIND, ping::KIND, tcp::KIND, tls::KIND, modbus::KIND, ups::KIND]
 }
 
 /// One kind of collector.

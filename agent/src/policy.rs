@@ -36,6 +36,8 @@ const ENTRIES_MAX: usize = 256;
 pub enum Protocol {
     /// HTTP or HTTPS requests.
     Http,
+    /// Modbus TCP, reading.
+    Modbus,
     /// Network UPS Tools' `upsd`.
     Nut,
     /// ICMP echo.
@@ -46,13 +48,14 @@ pub enum Protocol {
 
 impl Protocol {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Http, Self::Nut, Self::Ping, Self::Tcp];
+    pub const ALL: [Self; 5] = [Self::Http, Self::Modbus, Self::Nut, Self::Ping, Self::Tcp];
 
     /// The word that the policy uses.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Http => "http",
+            Self::Modbus => "modbus",
             Self::Nut => "nut",
             Self::Ping => "ping",
             Self::Tcp => "tcp",
@@ -516,7 +519,7 @@ mod tests {
         check("ports = [\"+80-90\"]", "is not a port such as");
         check("loopback_ports = [0]", "loopback_ports: 0 is not a port");
         check("methods = [\"POST\"]", "expected `GET` or `HEAD`");
-        check("protocols = [\"ssh\"]", "`http`, `nut`, `ping`, `tcp`");
+        check("protocols = [\"ssh\"]", "`http`, `modbus`, `nut`, `ping`, `tcp`");
         check("networks = [\"10.0.0.1/8\"]", "networks: `10.0.0.1/8` has bits");
         check("requests_per_second_max = 0", "not between 1 and 10000");
         check("new_targets_per_hour_max = -1", "line 1");

@@ -17,8 +17,6 @@ use std::time::Duration;
 
 use satellite_shared::config::{Device, Metric, Problem};
 use satellite_shared::gap::Reason;
-use satellite_shared::limits;
-use satellite_shared::metric::{Kind, is_label_name, is_metric_name};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -28,6 +26,7 @@ use self::client::{Answer, Client};
 use self::credentials::{Auth, Credentials};
 use self::path::Path;
 use self::target::Target;
+use super::number::{Number, PROBE};
 use super::probe::{self, Stopwatch};
 use super::trust::Trust;
 use super::{Built, Collector, CollectorKind, Context, Failure, Family, Poll, Readings, options, whole};
@@ -45,8 +44,6 @@ const SMALL_BYTES_MAX: usize = 32 << 10;
 const LARGE_AT_ONCE_MAX: usize = 1;
 /// What an answer may take in memory once it is read: a small text can stand for a hundred times its size.
 const DOCUMENT_BYTES_MAX: usize = 6 << 20;
-/// The metric that tells how the request went, where others are listed.
-const PROBE: &str = "probe";
 const ACCEPT: &str = "application/json, */*;q=0.5";
 
 #[derive(Deserialize)]
@@ -73,26 +70,6 @@ pub(super) fn verify() -> String {
 #[serde(deny_unknown_fields)]
 struct MetricOptions {
     path: String,
-    #[serde(default)]
-    kind: NumberKind,
-    #[serde(default)]
-    unit: String,
-    #[serde(default)]
-    labels: BTreeMap<String, String>,
-    #[serde(default = "unscaled")]
-    scale: f64,
-}
-
-fn unscaled() -> f64 {
-    1.0
-}
-
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum NumberKind {
-    #[default]
-    Gauge,
-    Counter,
 }
 
 fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
@@ -114,7 +91,7 @@ fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
         let reason = "HEAD has no body to read metrics from: use GET, or remove the [[device.metric]] tables";
         return Err(options::problem(&format!("{path}.method"), reason));
     }
-    let numbers = device.metrics.iter().map(|metric| Number::parse(metric, &path)).collect::<Result<Vec<_>, _>>()?;
+    let numbers = device.metrics.iter().map(|metric| Found::parse(metric, &path)).collect::<Result<Vec<_>, _>>()?;
     let mut metrics = device.metrics.clone();
     let probe = metrics.len();
     metrics.extend(whole(device));
@@ -149,76 +126,37 @@ impl Ask<'_> {
     }
 }
 
-/// One number of a device's JSON.
-struct Number {
-    name: String,
+/// One number of a device's JSON, or as many as its path finds.
+struct Found {
+    number: Number,
     path: Path,
-    kind: NumberKind,
-    unit: String,
-    labels: Vec<(String, String)>,
-    scale: f64,
 }
 
-impl Number {
+impl Found {
     fn parse(metric: &Metric, device: &str) -> Result<Self, Problem> {
-        let shown: String = metric.name.chars().take(80).collect();
-        let at = format!("{device}.metric.{shown}");
-        let within = |key: &str, reason: &str| options::problem(&format!("{at}.{key}"), reason);
-        if !is_metric_name(&metric.name) {
-            return Err(within("name", "a metric's name is letters, digits, `_` and `:`, and begins with no digit"));
+        let (number, own, at) = Number::parse(metric, device)?;
+        let MetricOptions { path } = options::read(&own, &at)?;
+        let path = Path::parse(&path).map_err(|reason| options::problem(&format!("{at}.path"), reason))?;
+        if !path.is_single() && number.has_label("index") {
+            let reason = "the path gives this label itself: take another name";
+            return Err(options::problem(&format!("{at}.labels.index"), reason));
         }
-        if metric.name == PROBE {
-            return Err(within("name", "`probe` is the metric that tells how the request went: take another name"));
-        }
-        let options: MetricOptions = options::read(&metric.options, &at)?;
-        let path = Path::parse(&options.path).map_err(|reason| within("path", &reason))?;
-        if !(options.unit.is_empty() || options.unit.len() <= 64 && is_metric_name(&options.unit)) {
-            return Err(within("unit", "a unit is a word such as \"watts\" or \"celsius\""));
-        }
-        if !options.scale.is_finite() {
-            return Err(within("scale", "a scale is a finite number"));
-        }
-        for (name, value) in &options.labels {
-            let key = format!("labels.{}", name.chars().take(80).collect::<String>());
-            if !is_label_name(name) || name.starts_with("__") || value.len() > limits::NAME_BYTES_MAX {
-                return Err(within(&key, "not a label name, or a value of over 256 bytes"));
-            }
-            if name == "index" && !path.is_single() {
-                return Err(within(&key, "the path gives this label itself: take another name"));
-            }
-        }
-        let labels = options.labels.into_iter().collect();
-        Ok(Self {
-            name: metric.name.clone(),
-            path,
-            kind: options.kind,
-            unit: options.unit,
-            labels,
-            scale: options.scale,
-        })
+        Ok(Self { number, path })
     }
 
     fn add(&self, metric: usize, found: &[(String, f64)], readings: &mut Readings) {
-        let kind = match self.kind {
-            NumberKind::Gauge => Kind::Gauge,
-            NumberKind::Counter => Kind::Counter,
-        };
-        let family = Family { name: &self.name, kind, unit: &self.unit };
         for (index, value) in found {
-            let mut labels: Vec<(&str, &str)> = self.labels.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
-            if !self.path.is_single() {
-                labels.push(("index", index));
-            }
-            readings.sample(metric, family, &labels, value * self.scale);
+            let label = (!self.path.is_single()).then_some(("index", index.as_str()));
+            self.number.add(metric, label, *value, readings);
         }
     }
 }
 
 /// What one path found: each number with its index.
-type Found = Result<Vec<(String, f64)>, Failure>;
+type Values = Result<Vec<(String, f64)>, Failure>;
 
 /// Reads an answer and finds in it what is due, in that order, as far as the time goes.
-fn find(numbers: &[Number], due: &[usize], body: &[u8], left: Duration) -> Result<Vec<Found>, Failure> {
+fn find(numbers: &[Found], due: &[usize], body: &[u8], left: Duration) -> Result<Vec<Values>, Failure> {
     let watch = Stopwatch::start();
     let bad = |detail: String| Failure::new(Reason::BadAnswer, detail);
     let document = read_document(body).map_err(bad)?;
@@ -273,7 +211,7 @@ struct Http {
     gate: Arc<Gate>,
     client: Client,
     method: Method,
-    numbers: Arc<Vec<Number>>,
+    numbers: Arc<Vec<Found>>,
     /// Index of the metric that tells how the request went; those before it are the numbers.
     probe: usize,
     limit: Duration,
@@ -321,7 +259,7 @@ impl Http {
     }
 
     /// Finds what is due in an answer; in a large one on a thread of its own, so that others get their turn.
-    async fn find(&self, due: Vec<usize>, body: Vec<u8>, left: Duration) -> Result<Vec<Found>, Failure> {
+    async fn find(&self, due: Vec<usize>, body: Vec<u8>, left: Duration) -> Result<Vec<Values>, Failure> {
         static LARGE: Semaphore = Semaphore::const_new(LARGE_AT_ONCE_MAX);
         if body.len() <= SMALL_BYTES_MAX {
             return find(&self.numbers, &due, &body, left);
@@ -337,7 +275,7 @@ impl Http {
         work.await.map_err(|error| ended(error.to_string()))?
     }
 
-    fn take(&self, due: &[usize], found: Result<Vec<Found>, Failure>, readings: &mut Readings) {
+    fn take(&self, due: &[usize], found: Result<Vec<Values>, Failure>, readings: &mut Readings) {
         match found {
             Err(failure) => due.iter().for_each(|metric| readings.missing(*metric, failure.clone())),
             Ok(found) => {
@@ -397,6 +335,8 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     use super::super::stage::{self, Polled, Stage};
+    use satellite_shared::metric::Kind;
+
     use super::*;
 
     const SHELLY: &str = r#"{"switch:0": {"apower": 12.5, "output": true, "aenergy": {"total": 1000}}, "phases": [{"v": "230.1"}, {"v": 231}]}"#;
@@ -488,7 +428,7 @@ path = "$.gone"
             paused: false,
             options: serde_json::json!({"path": "$.a"}).as_object().unwrap().clone(),
         };
-        let numbers = [Number::parse(&metric, "device.it").unwrap()];
+        let numbers = [Found::parse(&metric, "device.it").unwrap()];
         let found = find(&numbers, &[0, 0], b"{\"a\": 1}", Duration::ZERO).unwrap();
         assert!(found.iter().all(|found| found.as_ref().is_err_and(|failure| failure.reason == Reason::Timeout)));
         let found = find(&numbers, &[0], b"{\"a\": 1}", Duration::from_secs(9)).unwrap();

@@ -1,0 +1,570 @@
+//! `modbus`: registers and coils of a device, over Modbus TCP (Modbus Messaging on TCP/IP Implementation Guide V1.0b).
+//!
+//! Each metric names a place and how to read it. What lies close together is read by one request of at most 125 registers
+//! or 2,000 coils, one after the other: many devices, and every gateway to an RS-485 bus, serve one at a time. Only
+//! functions 1 to 4 are ever sent. Deliberately absent: writing, and places that are counted from 1 with the table's
+//! digit before them, such as 40001, which mean address 0 of the holding registers.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use satellite_shared::config::{Device, Metric, Problem};
+use satellite_shared::gap::Reason;
+use serde::Deserialize;
+use tokio::net::TcpStream;
+use tokio_modbus::client::{self, Client as _};
+use tokio_modbus::{ExceptionCode, Request, Response, Slave};
+
+use super::address::Address;
+use super::number::{Number, PROBE};
+use super::probe::{self, Stopwatch};
+use super::{Built, Collector, CollectorKind, Context, Failure, Poll, Readings, options, whole};
+use crate::policy::{Gate, Protocol};
+
+/// `collector = "modbus"`.
+pub const KIND: CollectorKind = CollectorKind { name: "modbus", build };
+
+/// Assigned to `mbap` by IANA.
+const PORT: u16 = 502;
+/// Registers of one request (Modbus Application Protocol V1.1b3, 6.3).
+const REGISTERS_MAX: u16 = 125;
+/// Coils of one request (6.1).
+const COILS_MAX: u16 = 2_000;
+/// A hole of so many registers is read along: a request more costs more than that.
+const HOLE_REGISTERS_MAX: u16 = 8;
+const HOLE_COILS_MAX: u16 = 64;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Options {
+    /// `inverter.lan` or `inverter.lan:1502`.
+    address: String,
+    /// The device behind a gateway; 255 and 0 are the one that answers itself.
+    #[serde(default = "itself")]
+    unit_id: u8,
+}
+
+fn itself() -> u8 {
+    1
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MetricOptions {
+    #[serde(default)]
+    table: Table,
+    /// Counted from 0.
+    register: u16,
+    #[serde(default, rename = "type")]
+    form: Option<Form>,
+    #[serde(default)]
+    word_order: Order,
+}
+
+/// The four tables of a device, in the order of the functions that read them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Table {
+    Coil,
+    Discrete,
+    #[default]
+    Holding,
+    Input,
+}
+
+impl Table {
+    fn is_bits(self) -> bool {
+        matches!(self, Self::Coil | Self::Discrete)
+    }
+
+    /// The longest request, and the longest hole in it.
+    fn limits(self) -> (u16, u16) {
+        if self.is_bits() { (COILS_MAX, HOLE_COILS_MAX) } else { (REGISTERS_MAX, HOLE_REGISTERS_MAX) }
+    }
+}
+
+/// How the registers of a number are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Form {
+    Bool,
+    U16,
+    I16,
+    U32,
+    I32,
+    F32,
+    U64,
+    I64,
+    F64,
+}
+
+impl Form {
+    fn registers(self) -> u16 {
+        match self {
+            Self::Bool | Self::U16 | Self::I16 => 1,
+            Self::U32 | Self::I32 | Self::F32 => 2,
+            Self::U64 | Self::I64 | Self::F64 => 4,
+        }
+    }
+}
+
+/// Which register of a number comes first; the bytes of one are always big-endian.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Order {
+    #[default]
+    Big,
+    Little,
+}
+
+/// One number and where it stands.
+struct Point {
+    number: Number,
+    table: Table,
+    register: u16,
+    form: Form,
+    order: Order,
+}
+
+impl Point {
+    fn parse(metric: &Metric, device: &str) -> Result<Self, Problem> {
+        let (number, own, at) = Number::parse(metric, device)?;
+        let MetricOptions { table, register, form, word_order } = options::read(&own, &at)?;
+        let form = form.unwrap_or(if table.is_bits() { Form::Bool } else { Form::U16 });
+        if table.is_bits() && form != Form::Bool {
+            return Err(options::problem(&format!("{at}.type"), "a coil is a \"bool\""));
+        }
+        if register.checked_add(form.registers() - 1).is_none() {
+            return Err(options::problem(&format!("{at}.register"), "it would end behind register 65535"));
+        }
+        Ok(Self { number, table, register, form, order: word_order })
+    }
+
+    fn end(&self) -> u32 {
+        u32::from(self.register) + u32::from(self.form.registers())
+    }
+
+    /// The number in these registers, the first of which has this address.
+    fn value(&self, registers: &[u16], first: u16) -> Option<f64> {
+        let from = usize::from(self.register.checked_sub(first)?);
+        let mut words = registers.get(from..from + usize::from(self.form.registers()))?.to_vec();
+        if self.order == Order::Little {
+            words.reverse();
+        }
+        let joined = words.iter().fold(0u64, |joined, word| joined << 16 | u64::from(*word));
+        let (low, half) = (joined as u16, joined as u32);
+        Some(match self.form {
+            Form::Bool => f64::from(u8::from(low != 0)),
+            Form::U16 => f64::from(low),
+            Form::I16 => f64::from(low.cast_signed()),
+            Form::U32 => f64::from(half),
+            Form::I32 => f64::from(half.cast_signed()),
+            Form::F32 => f64::from(f32::from_bits(half)),
+            Form::U64 => joined as f64,
+            Form::I64 => joined.cast_signed() as f64,
+            Form::F64 => f64::from_bits(joined),
+        })
+    }
+}
+
+/// One request, and whose numbers its answer has.
+#[derive(Debug, PartialEq, Eq)]
+struct Span {
+    table: Table,
+    first: u16,
+    count: u16,
+    points: Vec<usize>,
+}
+
+/// The fewest requests for the points that are due.
+fn spans(points: &[Point], due: &[usize]) -> Vec<Span> {
+    let mut sorted: Vec<usize> = due.iter().copied().filter(|index| *index < points.len()).collect();
+    sorted.sort_by_key(|&index| (points[index].table, points[index].register));
+    let mut spans: Vec<Span> = Vec::new();
+    for index in sorted {
+        let point = &points[index];
+        let (most, hole) = point.table.limits();
+        let joined = spans.last_mut().filter(|span| span.table == point.table).and_then(|span| {
+            let end = u32::from(span.first) + u32::from(span.count);
+            let count = point.end().max(end) - u32::from(span.first);
+            let fits = u32::from(point.register) <= end + u32::from(hole) && count <= u32::from(most);
+            fits.then_some((span, count))
+        });
+        match joined {
+            Some((span, count)) => {
+                span.count = u16::try_from(count).unwrap_or(u16::MAX);
+                span.points.push(index);
+            }
+            None => spans.push(Span {
+                table: point.table,
+                first: point.register,
+                count: point.form.registers(),
+                points: vec![index],
+            }),
+        }
+    }
+    spans
+}
+
+fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
+    let path = format!("device.{}", device.name);
+    let Options { address, unit_id } = options::read(&device.options, &path)?;
+    let address = Address::parse(&address, Some(PORT), &format!("{path}.address"))?;
+    if device.metrics.is_empty() {
+        let reason = "no metrics: list registers as [[device.metric]] tables with a name and a register";
+        return Err(options::problem(&format!("{path}.metric"), reason));
+    }
+    let points = device.metrics.iter().map(|metric| Point::parse(metric, &path)).collect::<Result<Vec<_>, _>>()?;
+    let mut metrics = device.metrics.clone();
+    let probe = metrics.len();
+    metrics.extend(whole(device));
+    metrics[probe].name = PROBE.into();
+    let modbus = Modbus {
+        gate: Arc::clone(&context.gate),
+        address,
+        unit: Slave(unit_id),
+        points,
+        limit: probe::limit(device.timeout),
+    };
+    Ok(Built { collector: Box::new(modbus), metrics })
+}
+
+struct Modbus {
+    gate: Arc<Gate>,
+    address: Address,
+    unit: Slave,
+    /// By the index of their metric; the one behind them is the probe.
+    points: Vec<Point>,
+    limit: Duration,
+}
+
+/// What one request gave.
+type Answered = (Span, Result<Vec<u16>, Failure>);
+
+impl Modbus {
+    async fn read(&self, due: &[usize], answered: &mut Vec<Answered>) -> Result<(), Failure> {
+        let addresses = self.gate.resolve(Protocol::Modbus, &self.address.host, self.address.port).await?;
+        let mut failure = Failure::new(Reason::Unreachable, "the name has no address");
+        for address in addresses {
+            match TcpStream::connect(address).await {
+                Ok(stream) => {
+                    let mut device = client::tcp::attach_slave(stream, self.unit);
+                    for span in spans(&self.points, due) {
+                        let words = ask(&mut device, &span).await?;
+                        answered.push((span, words));
+                    }
+                    return Ok(());
+                }
+                Err(error) => failure = probe::failure_of_io(&error),
+            }
+        }
+        Err(failure)
+    }
+
+    async fn poll_all(&self, due: &[usize], readings: &mut Readings) -> Result<(), Failure> {
+        let watch = Stopwatch::start();
+        let mut answered = Vec::new();
+        let outcome = probe::within(self.limit, self.read(due, &mut answered)).await;
+        let seconds = watch.seconds();
+        if let Err(failure) = &outcome
+            && probe::was_not_tried(failure)
+        {
+            return Err(failure.clone());
+        }
+        let mut told = vec![false; self.points.len()];
+        for (span, words) in answered {
+            for &index in &span.points {
+                told[index] = true;
+                match &words {
+                    Err(failure) => readings.missing(index, failure.clone()),
+                    Ok(words) => self.add(index, words, span.first, readings),
+                }
+            }
+        }
+        if let Err(failure) = &outcome {
+            let untold = due.iter().filter(|&&index| told.get(index) == Some(&false));
+            untold.for_each(|&index| readings.missing(index, failure.clone()));
+        }
+        let probe = self.points.len();
+        if due.contains(&probe) {
+            probe::report(readings, probe, outcome.is_ok(), seconds);
+        }
+        Ok(())
+    }
+
+    fn add(&self, index: usize, words: &[u16], first: u16, readings: &mut Readings) {
+        let point = &self.points[index];
+        match point.value(words, first) {
+            Some(value) if value.is_finite() => point.number.add(index, None, value, readings),
+            Some(_) => {
+                // IEEE 754's way to say that a device has no value, which SunSpec prescribes.
+                readings.missing(index, Failure::new(Reason::BadAnswer, "the device says that there is no number"));
+            }
+            None => readings.missing(index, Failure::new(Reason::BadAnswer, "the answer is too short")),
+        }
+    }
+}
+
+impl Collector for Modbus {
+    fn poll<'a>(&'a mut self, due: &'a [usize], readings: &'a mut Readings) -> Poll<'a> {
+        Box::pin(self.poll_all(due, readings))
+    }
+}
+
+/// The outer error ends the connection, the inner one concerns this request alone.
+async fn ask(device: &mut client::Context, span: &Span) -> Result<Result<Vec<u16>, Failure>, Failure> {
+    let (first, count) = (span.first, span.count);
+    let request = match span.table {
+        Table::Coil => Request::ReadCoils(first, count),
+        Table::Discrete => Request::ReadDiscreteInputs(first, count),
+        Table::Holding => Request::ReadHoldingRegisters(first, count),
+        Table::Input => Request::ReadInputRegisters(first, count),
+    };
+    // Not by the library's own readers: they panic where a device answers with another number of registers.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "whatever else it is, it was not asked for")]
+    match device.call(request).await {
+        Ok(Ok(Response::ReadCoils(bits) | Response::ReadDiscreteInputs(bits))) if span.table.is_bits() => {
+            // They come eight in a byte.
+            let is_whole = bits.len() == usize::from(count.next_multiple_of(8));
+            checked(bits.into_iter().map(u16::from).collect(), is_whole)
+        }
+        Ok(Ok(Response::ReadHoldingRegisters(words) | Response::ReadInputRegisters(words)))
+            if !span.table.is_bits() =>
+        {
+            let is_whole = words.len() == usize::from(count);
+            checked(words, is_whole)
+        }
+        Ok(Ok(_)) => Err(Failure::new(Reason::BadAnswer, "the answer is to another question")),
+        Ok(Err(exception)) => Ok(Err(refusal(exception, span))),
+        Err(tokio_modbus::Error::Transport(error)) => Err(ended(&error)),
+        Err(error @ tokio_modbus::Error::Protocol(_)) => {
+            Err(Failure::new(Reason::BadAnswer, format!("the answer breaks its protocol: {error}")))
+        }
+    }
+}
+
+fn checked(words: Vec<u16>, is_whole: bool) -> Result<Result<Vec<u16>, Failure>, Failure> {
+    if is_whole {
+        return Ok(Ok(words));
+    }
+    let detail = format!("{} places in the answer, which is not as many as were asked for", words.len());
+    Err(Failure::new(Reason::BadAnswer, detail))
+}
+
+/// Why a connection that stood is none any more. Where the device just closed it, the library gives whatever error the
+/// system had last.
+fn ended(error: &io::Error) -> Failure {
+    use io::ErrorKind as Io;
+    let is_said =
+        matches!(error.kind(), Io::ConnectionReset | Io::ConnectionAborted | Io::BrokenPipe | Io::InvalidData);
+    if is_said { probe::failure_of_io(error) } else { probe::failure_of_io(&Io::UnexpectedEof.into()) }
+}
+
+/// What the device refuses with (Modbus Application Protocol V1.1b3, 7).
+fn refusal(exception: ExceptionCode, span: &Span) -> Failure {
+    let last = u32::from(span.first) + u32::from(span.count) - 1;
+    let place = format!("{:?} {} to {last}", span.table, span.first).to_lowercase();
+    let what = match exception {
+        ExceptionCode::IllegalFunction => "the device does not have this table",
+        ExceptionCode::IllegalDataAddress => "the device does not have these addresses",
+        ExceptionCode::GatewayPathUnavailable | ExceptionCode::GatewayTargetDevice => {
+            "the gateway does not reach this unit_id"
+        }
+        ExceptionCode::ServerDeviceBusy | ExceptionCode::Acknowledge => "the device is busy",
+        ExceptionCode::IllegalDataValue
+        | ExceptionCode::ServerDeviceFailure
+        | ExceptionCode::MemoryParityError
+        | ExceptionCode::Custom(_) => "the device refuses",
+    };
+    Failure::new(Reason::Refused, format!("{place}: {what} (exception {})", u8::from(exception)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpStream;
+
+    use super::super::stage::{Peer, Polled, Stage, problem, raw_peer};
+    use super::*;
+
+    /// A device that answers each request, function and data, with function and data; closes where it says nothing.
+    fn device(answer: impl Fn(u8, u16, u16) -> Option<Vec<u8>> + Send + 'static) -> Peer {
+        raw_peer(move |stream| while serve(stream, &answer).is_some() {})
+    }
+
+    fn serve(stream: &mut TcpStream, answer: &impl Fn(u8, u16, u16) -> Option<Vec<u8>>) -> Option<()> {
+        let mut request = [0; 12];
+        stream.read_exact(&mut request).ok()?;
+        let word = |at: usize| u16::from_be_bytes([request[at], request[at + 1]]);
+        let pdu = answer(request[7], word(8), word(10))?;
+        let length = u16::try_from(pdu.len() + 1).ok()?.to_be_bytes();
+        stream.write_all(&[&request[..4], &length[..], &request[6..7], &pdu].concat()).ok()
+    }
+
+    /// Registers that hold their own address.
+    fn counting(function: u8, first: u16, count: u16) -> Option<Vec<u8>> {
+        let mut pdu = vec![function];
+        if function <= 2 {
+            let bytes = count.div_ceil(8);
+            pdu.push(u8::try_from(bytes).ok()?);
+            pdu.extend((0..bytes).map(|_| 0b0101_0101));
+        } else {
+            pdu.push(u8::try_from(count * 2).ok()?);
+            pdu.extend((first..first + count).flat_map(u16::to_be_bytes));
+        }
+        Some(pdu)
+    }
+
+    fn stage(peer: &Peer, metrics: &str) -> Stage {
+        let device = format!("collector = \"modbus\"\naddress = \"127.0.0.1:{}\"\ntimeout = \"500ms\"", peer.port);
+        Stage::new(&format!("{device}\n{metrics}"), &[peer.port]).unwrap()
+    }
+
+    fn metric(name: &str, options: &str) -> String {
+        format!("[[device.metric]]\nname = \"{name}\"\n{options}\n")
+    }
+
+    async fn polled(peer: &Peer, metrics: &str) -> Polled {
+        stage(peer, metrics).poll_all().await
+    }
+
+    fn point(options: &str) -> Point {
+        let metric = Metric {
+            name: "x".into(),
+            schedule: satellite_shared::config::Schedule::Every(Duration::from_secs(1)),
+            paused: false,
+            options: toml::from_str(options).unwrap(),
+        };
+        Point::parse(&metric, "device.it").unwrap_or_else(|problem| panic!("{problem}"))
+    }
+
+    #[test]
+    fn every_form_is_read_in_both_orders_of_its_registers() {
+        let value =
+            |options: &str, words: &[u16]| point(&format!("register = 10\n{options}")).value(words, 10).unwrap();
+        assert_eq!(value("", &[65_535]), 65_535.0);
+        assert_eq!(value("type = \"i16\"", &[65_535]), -1.0);
+        assert_eq!(value("type = \"u32\"", &[1, 2]), 65_538.0);
+        assert_eq!(value("type = \"u32\"\nword_order = \"little\"", &[2, 1]), 65_538.0);
+        assert_eq!(value("type = \"i32\"", &[65_535, 65_534]), -2.0);
+        assert_eq!(value("type = \"f32\"", &[0x4248, 0]), 50.0);
+        assert_eq!(value("type = \"u64\"", &[0, 0, 1, 0]), 65_536.0);
+        assert_eq!(value("type = \"i64\"\nword_order = \"little\"", &[65_534, 65_535, 65_535, 65_535]), -2.0);
+        assert_eq!(value("type = \"f64\"", &[0x4059, 0, 0, 0]), 100.0);
+        assert_eq!(value("type = \"bool\"", &[4]), 1.0);
+        assert_eq!(point("register = 10\ntype = \"u32\"").value(&[1], 10), None);
+        assert_eq!(point("register = 9").value(&[1], 10), None);
+    }
+
+    #[test]
+    fn what_lies_close_together_is_one_request_and_no_request_is_too_long() {
+        let points = |list: &[(&str, u16, &str)]| -> Vec<Point> {
+            let text = |(table, register, form): &(&str, u16, &str)| {
+                format!("table = \"{table}\"\nregister = {register}\ntype = \"{form}\"")
+            };
+            list.iter().map(|one| point(&text(one))).collect()
+        };
+        let planned = |points: &[Point]| -> Vec<(Table, u16, u16)> {
+            let due: Vec<usize> = (0..=points.len()).collect();
+            spans(points, &due).into_iter().map(|span| (span.table, span.first, span.count)).collect()
+        };
+        let mixed = points(&[
+            ("holding", 20, "u16"),
+            ("holding", 10, "u32"),
+            ("input", 12, "u16"),
+            ("holding", 12, "f64"),
+            ("holding", 29, "u16"),
+            ("holding", 39, "u16"),
+            ("coil", 0, "bool"),
+            ("coil", 64, "bool"),
+        ]);
+        assert_eq!(
+            planned(&mixed),
+            [(Table::Coil, 0, 65), (Table::Holding, 10, 20), (Table::Holding, 39, 1), (Table::Input, 12, 1)]
+        );
+        let long: Vec<Point> = (0..300).map(|n| point(&format!("register = {}\ntype = \"u32\"", 2 * n))).collect();
+        assert!(planned(&long).iter().all(|(_, _, count)| *count <= 124) && planned(&long).len() == 5);
+        let last = points(&[("holding", 65_534, "u32"), ("holding", 65_535, "u16")]);
+        assert_eq!(planned(&last), [(Table::Holding, 65_534, 2)]);
+    }
+
+    #[tokio::test]
+    async fn registers_and_coils_are_read_scaled_and_named() {
+        let peer = device(counting);
+        let metrics = [
+            metric("power_watts", "register = 1000\nunit = \"watts\"\nscale = 0.1"),
+            metric("energy_joules_total", "register = 1001\ntype = \"u32\"\nkind = \"counter\""),
+            metric("temperature_celsius", "register = 7\ntable = \"input\"\nlabels = { room = \"attic\" }"),
+            metric("pump_on", "register = 2\ntable = \"coil\""),
+            metric("door_open", "register = 5\ntable = \"discrete\""),
+        ];
+        let polled = polled(&peer, &metrics.concat()).await;
+        assert_eq!(polled.value("power_watts"), Some(100.0));
+        assert_eq!(polled.value("energy_joules_total"), Some(f64::from(1001 << 16 | 1002)));
+        assert_eq!(polled.labelled("temperature_celsius"), [("room=attic".into(), 7.0)]);
+        assert_eq!((polled.value("pump_on"), polled.value("door_open")), (Some(1.0), Some(1.0)));
+        assert_eq!(polled.value("probe_success"), Some(1.0));
+        assert!(polled.missing.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_exception_is_a_gap_of_what_it_concerns_and_the_rest_is_read() {
+        let peer = device(
+            |function, first, count| {
+                if first == 500 { Some(vec![function | 0x80, 2]) } else { counting(function, first, count) }
+            },
+        );
+        let polled = polled(&peer, &[metric("a", "register = 1"), metric("b", "register = 500")].concat()).await;
+        assert_eq!((polled.value("a"), polled.value("probe_success")), (Some(1.0), Some(1.0)));
+        let (name, failure) = &polled.missing[0];
+        assert_eq!((name.as_str(), failure.reason), ("b", Reason::Refused));
+        assert!(failure.detail.contains("holding 500 to 500: the device does not have these addresses"), "{failure}");
+    }
+
+    #[tokio::test]
+    async fn a_hostile_device_costs_its_own_metrics_only() {
+        type Answer = fn(u8, u16, u16) -> Option<Vec<u8>>;
+        let answers: [(Answer, Reason); 6] = [
+            (|_, _, _| None, Reason::BadAnswer),
+            (|function, _, _| Some(vec![function, 2, 0]), Reason::BadAnswer),
+            (|function, _, _| Some(vec![function, 0]), Reason::BadAnswer),
+            (|_, _, _| Some(vec![99, 1, 2, 3]), Reason::BadAnswer),
+            (|function, _, _| Some([vec![function, 250], vec![7; 250]].concat()), Reason::BadAnswer),
+            (
+                |function, first, count| counting(function, first, count).map(|pdu| [pdu, vec![0; 60_000]].concat()),
+                Reason::BadAnswer,
+            ),
+        ];
+        for (index, (answer, reason)) in answers.into_iter().enumerate() {
+            let polled = polled(&device(answer), &metric("a", "register = 1\ntype = \"u32\"")).await;
+            let told: Vec<Reason> = polled.missing.iter().map(|(_, failure)| failure.reason).collect();
+            assert!(polled.value("a").is_none() && !told.is_empty(), "{index}: {told:?}");
+            assert!(
+                told.iter().all(|one| [reason, Reason::Refused, Reason::Timeout].contains(one)),
+                "{index}: {told:?}"
+            );
+        }
+        let flood = raw_peer(|stream| while stream.write_all(&[0x5a; 4_096]).is_ok() {});
+        assert!(polled(&flood, &metric("a", "register = 1")).await.value("a").is_none());
+        let silent = raw_peer(|stream| drop(stream.read_to_end(&mut Vec::new())));
+        let polled = polled(&silent, &metric("a", "register = 1")).await;
+        assert_eq!((polled.missing[0].1.reason, polled.value("probe_success")), (Reason::Timeout, Some(0.0)));
+    }
+
+    #[test]
+    fn options_that_can_not_be_are_refused_with_their_key() {
+        let check = |options: &str, said: &str| {
+            let told = problem(&format!("collector = \"modbus\"\naddress = \"plc.lan\"\n{options}"));
+            assert!(told.contains(said), "{options}: {told}");
+        };
+        check("", "device.it.metric: no metrics");
+        check("unit_id = 300", "device.it.unit_id");
+        check(&metric("a", ""), "register");
+        check(&metric("a", "register = 70000"), "device.it.metric.a.register");
+        check(&metric("a", "register = 65535\ntype = \"u32\""), "it would end behind register 65535");
+        check(&metric("a", "register = 1\ntable = \"coil\"\ntype = \"u16\""), "device.it.metric.a.type: a coil");
+        check(&metric("a", "register = 1\nwrite = 3"), "device.it.metric.a.write");
+        check(&metric("probe", "register = 1"), "take another name");
+    }
+}
