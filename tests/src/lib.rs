@@ -58,6 +58,8 @@ pub mod disk;
 
 pub mod machine;
 
+pub mod modbus;
+
 pub mod nut;
 
 pub mod rounds;

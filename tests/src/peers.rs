@@ -53,10 +53,12 @@ pub enum Peer {
     Cpio,
     /// Network UPS Tools' daemon, with its driver of a UPS that is not there.
     Nut,
+    /// A Modbus TCP server (pymodbus).
+    Modbus,
 }
 
 /// All of them.
-pub const ALL: [Peer; 19] = [
+pub const ALL: [Peer; 20] = [
     Peer::Python,
     Peer::S3,
     Peer::NodeExporter,
@@ -76,6 +78,7 @@ pub const ALL: [Peer; 19] = [
     Peer::Mmdebstrap,
     Peer::Cpio,
     Peer::Nut,
+    Peer::Modbus,
 ];
 
 impl Peer {
@@ -83,7 +86,7 @@ impl Peer {
     #[must_use]
     pub fn package(self) -> &'static str {
         match self {
-            Self::Python | Self::S3 => "python3-venv",
+            Self::Python | Self::S3 | Self::Modbus => "python3-venv",
             Self::NodeExporter => "prometheus-node-exporter",
             Self::Tinyproxy => "tinyproxy-bin",
             Self::Microsocks => "microsocks",
@@ -138,6 +141,7 @@ impl Peer {
             Self::Mmdebstrap => in_path("mmdebstrap").filter(|_| rustix::process::geteuid().is_root()),
             Self::Cpio => in_path("cpio"),
             Self::Nut => nut::find(),
+            Self::Modbus => python_with("pymodbus"),
         }
     }
 

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, ensure};
 use satellite_tests::house::{House, SOON};
 use satellite_tests::journey::{self, journey};
+use satellite_tests::modbus::ModbusServer;
 use satellite_tests::nut::{self, Nut};
 use satellite_tests::peers::Peer;
 use satellite_tests::wait;
@@ -17,7 +18,11 @@ const PASSWORD: &str = "pass \"word\" \\ #1";
 
 fn main() -> ExitCode {
     const NUT: &[Peer] = &[Peer::Nut, Peer::Python];
-    journey::run(vec![journey("a_ups_is_read_from_a_real_upsd", NUT, ups)])
+    const MODBUS: &[Peer] = &[Peer::Modbus, Peer::Python];
+    journey::run(vec![
+        journey("a_ups_is_read_from_a_real_upsd", NUT, ups),
+        journey("registers_and_coils_are_read_from_a_real_modbus_server", MODBUS, modbus),
+    ])
 }
 
 /// What one poll of a device gives: its series as `name{label="value"}`, or why it gives nothing.
@@ -93,6 +98,56 @@ fn ups(dir: &Path) -> Result<()> {
     wait::until_true("a closed port", SOON, || {
         Ok(probed(&house, "ups")?.is_err_and(|why| why.contains("policy") || why.contains("refused")))
     })?;
+    let verdict = house.finish(&[])?;
+    ensure!(verdict.stored > 0 && verdict.reasons.contains_key("refused"), "{:?}", verdict.reasons);
+    Ok(())
+}
+
+fn modbus(dir: &Path) -> Result<()> {
+    // 50.0 as a float whose low word comes first, -2 in two words, and one more.
+    let holding = [0, 0x4248, 65_535, 65_534, 7];
+    let server = ModbusServer::start(dir, &holding, &[300, 301], &[true, false], &[false, true])?;
+    let mut house = House::new(dir, &[])?;
+    house.satellite.stop()?;
+    house.satellite.allow(&[server.port])?;
+    house.satellite.start()?;
+    let address = format!("127.0.0.1:{}", server.port);
+    let mut device =
+        format!("[[device]]\nname = \"plc\"\ncollector = \"modbus\"\naddress = \"{address}\"\nevery = \"1s\"\n");
+    for (name, options) in [
+        ("level", "register = 100\ntype = \"f32\"\nword_order = \"little\""),
+        ("current_amperes", "register = 102\ntype = \"i32\"\nscale = 0.5\nunit = \"amperes\""),
+        ("runs_total", "register = 1\ntable = \"input\"\nkind = \"counter\""),
+        ("pump_on", "register = 0\ntable = \"coil\""),
+        ("door_open", "register = 1\ntable = \"discrete\""),
+    ] {
+        device.push_str(&format!("[[device.metric]]\nname = \"{name}\"\n{options}\n"));
+    }
+    house.configure(&device)?;
+    let found = probed(&house, "plc")?.map_err(anyhow::Error::msg)?;
+    for (series, value) in [
+        ("level{}", 50.0),
+        ("current_amperes{}", -1.0),
+        ("runs_total{}", 301.0),
+        ("pump_on{}", 1.0),
+        ("door_open{}", 1.0),
+    ] {
+        ensure!(found.get(series) == Some(&value), "{series} is not {value}: {found:?}");
+    }
+
+    house.configure(&format!("{device}[[device.metric]]\nname = \"nowhere\"\nregister = 900\n"))?;
+    let refused = probed(&house, "plc")?.err().context("a register that is not there was read")?;
+    ensure!(refused.contains("holding 900 to 900: the device does not have these addresses"), "{refused}");
+    wait::until_true("a gap of it", SOON, || {
+        let gaps = house.satellite.gaps()?;
+        Ok(gaps["gaps"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|gap| gap["metric"] == "nowhere" && gap["reason"] == "refused"))
+    })?;
+    house.configure(&device.replace("every = \"1s\"", "every = \"1s\"\nunit_id = 9"))?;
+    wait::until_true("a unit that is not there", SOON, || Ok(probed(&house, "plc")?.is_err()))?;
     let verdict = house.finish(&[])?;
     ensure!(verdict.stored > 0 && verdict.reasons.contains_key("refused"), "{:?}", verdict.reasons);
     Ok(())

@@ -16,8 +16,8 @@ use clap::Parser;
 use satellite_tests::peers::{self, Peer};
 use satellite_tests::{process, programs, wait};
 
-/// Python packages that the checker and the S3 journey need.
-const PYTHON_PACKAGES: [&str; 5] = ["pyarrow", "duckdb", "polars", "moto[server]", "boto3"];
+/// Python packages that the checker, the S3 journey and the devices need.
+const PYTHON_PACKAGES: [&str; 6] = ["pyarrow", "duckdb", "polars", "moto[server]", "boto3", "pymodbus"];
 /// Lines of a failed step that are shown; the rest is in its file.
 const TAIL_LINES: usize = 200;
 
