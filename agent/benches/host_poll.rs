@@ -12,7 +12,6 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,7 +80,7 @@ fn built() -> anyhow::Result<Built> {
             .map_err(|problem| anyhow::anyhow!("{problem}"))?;
     let device = document.devices.into_iter().next().ok_or_else(|| anyhow::anyhow!("a device"))?;
     let gate = Arc::new(Gate::new(Policy::default(), Arc::new(SystemClock)));
-    let context = Context { gate, keyring: Arc::new(Keyring::of([])), root: PathBuf::from("/") };
+    let context = Context::new(gate, Keyring::of([]), "/");
     (host::KIND.build)(&device, &context).map_err(|problem| anyhow::anyhow!("{problem}"))
 }
 

@@ -21,6 +21,7 @@ pub mod tls;
 pub mod ups;
 
 mod address;
+pub mod gateway;
 mod number;
 mod options;
 mod probe;
@@ -38,6 +39,7 @@ use satellite_shared::gap::Reason;
 use satellite_shared::limits;
 use satellite_shared::metric::{Kind, Series};
 
+use self::gateway::Gateways;
 use crate::policy::Gate;
 use crate::secrets::Keyring;
 
@@ -63,8 +65,18 @@ pub struct Context {
     pub gate: Arc<Gate>,
     /// The only way to a secret.
     pub keyring: Arc<Keyring>,
+    /// Where devices that share a gateway wait for their turn.
+    pub gateways: Arc<Gateways>,
     /// `/`, or where a test keeps its `proc` and `sys`.
     pub root: PathBuf,
+}
+
+impl Context {
+    /// What devices share, where none has been made yet.
+    #[must_use]
+    pub fn new(gate: Arc<Gate>, keyring: Keyring, root: impl Into<PathBuf>) -> Self {
+        Self { gate, keyring: Arc::new(keyring), gateways: Arc::default(), root: root.into() }
+    }
 }
 
 /// A collector ready to poll, and the metrics it has: what the scheduler calls by index.

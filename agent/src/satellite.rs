@@ -139,11 +139,7 @@ impl Satellite {
             version,
             orders: orders.clone(),
             probes: probe_receiver,
-            context: Context {
-                gate: self.gate,
-                keyring: Arc::new(Keyring::new(&self.settings.state_dir)),
-                root: "/".into(),
-            },
+            context: Context::new(self.gate, Keyring::new(&self.settings.state_dir), "/"),
             dir: self.settings.state_dir.join("config"),
             stopped_since_ms,
         });

@@ -256,10 +256,8 @@ fn frames() -> Vec<Vec<u8>> {
 
 fn config(bytes: &[u8]) {
     static CONTEXT: OnceLock<Context> = OnceLock::new();
-    let context = CONTEXT.get_or_init(|| Context {
-        gate: Arc::new(Gate::new(Policy::default(), Arc::new(SystemClock))),
-        keyring: Arc::new(Keyring::of([])),
-        root: PathBuf::from("/nonexistent"),
+    let context = CONTEXT.get_or_init(|| {
+        Context::new(Arc::new(Gate::new(Policy::default(), Arc::new(SystemClock))), Keyring::of([]), "/nonexistent")
     });
     let Some((_, document)) = text(bytes).and_then(|text| Document::parse_text(text).ok()) else { return };
     assert!(document.devices.len() + document.problems.len() <= 2 * limits::DEVICES_MAX);

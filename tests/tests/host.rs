@@ -17,6 +17,7 @@ use anyhow::{Context as _, bail, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use satellite_agent::collector::{Context, Readings, host, series_of_key};
 use satellite_agent::policy::{Gate, Policy};
+use satellite_agent::secrets::Keyring;
 use satellite_shared::clock::{Clock, SystemClock};
 use satellite_shared::config::Document;
 
@@ -183,7 +184,7 @@ fn poll(root: &Path) -> anyhow::Result<Told> {
     let (_, document) = Document::parse_text("[[device]]\nname = \"this-host\"\ncollector = \"host\"\n")
         .map_err(|problem| anyhow::anyhow!("{problem}"))?;
     let gate = Arc::new(Gate::new(Policy::default(), Arc::new(SystemClock)));
-    let context = Context { gate, root: root.to_owned() };
+    let context = Context::new(gate, Keyring::of([]), root);
     let device = document.devices.first().context("no device")?;
     let mut built = (host::KIND.build)(device, &context).map_err(|problem| anyhow::anyhow!("{problem}"))?;
     let due: Vec<_> = (0..built.metrics.len()).collect();

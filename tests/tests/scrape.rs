@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use libtest_mimic::{Arguments, Completion, Trial};
 use satellite_agent::collector::{Context, Readings, all, series_of_key};
 use satellite_agent::policy::{Gate, Policy};
+use satellite_agent::secrets::Keyring;
 use satellite_shared::clock::SystemClock;
 use satellite_shared::config::Document;
 
@@ -122,7 +123,7 @@ fn scrape(port: u16) -> Result<Vec<Sample>> {
     let (_, document) = Document::parse_text(&text).map_err(|problem| anyhow::anyhow!("{problem}"))?;
     let device = document.devices.first().context("no device")?;
     let policy = Policy::parse(&format!("loopback_ports = [{port}]"))?;
-    let context = Context { gate: Arc::new(Gate::new(policy, Arc::new(SystemClock))), root: "/".into() };
+    let context = Context::new(Arc::new(Gate::new(policy, Arc::new(SystemClock))), Keyring::of([]), "/");
     let kind = all().iter().find(|kind| kind.name == "prometheus").context("no such collector")?;
     let mut built = (kind.build)(device, &context).map_err(|problem| anyhow::anyhow!("{problem}"))?;
     let mut readings = Readings::default();

@@ -600,7 +600,7 @@ mod tests {
 
     fn build_at(root: &Path, text: &str) -> Result<Built, Problem> {
         let gate = Arc::new(Gate::new(Policy::default(), Arc::new(SystemClock)));
-        let context = Context { gate, keyring: Arc::new(Keyring::of([])), root: root.to_owned() };
+        let context = Context::new(gate, Keyring::of([]), root);
         build(&device(text), &context)
     }
 

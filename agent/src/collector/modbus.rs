@@ -1,8 +1,8 @@
 //! `modbus`: registers and coils of a device, over Modbus TCP (Modbus Messaging on TCP/IP Implementation Guide V1.0b).
 //!
 //! Each metric names a place and how to read it. What lies close together is read by one request of at most 125 registers
-//! or 2,000 coils, one after the other: many devices, and every gateway to an RS-485 bus, serve one at a time. Only
-//! functions 1 to 4 are ever sent. Deliberately absent: writing, and places that are counted from 1 with the table's
+//! or 2,000 coils, one after the other. Devices behind one address take turns: many devices, and every gateway to an RS-485
+//! bus, serve one at a time. Only functions 1 to 4 are ever sent. Deliberately absent: writing, and places that are counted from 1 with the table's
 //! digit before them, such as 40001, which mean address 0 of the holding registers.
 
 use std::io;
@@ -17,6 +17,7 @@ use tokio_modbus::client::{self, Client as _};
 use tokio_modbus::{ExceptionCode, Request, Response, Slave};
 
 use super::address::Address;
+use super::gateway::Gateway;
 use super::number::{Number, PROBE};
 use super::probe::{self, Stopwatch};
 use super::{Built, Collector, CollectorKind, Context, Failure, Poll, Readings, options, whole};
@@ -34,6 +35,7 @@ const COILS_MAX: u16 = 2_000;
 /// A hole of so many registers is read along: a request more costs more than that.
 const HOLE_REGISTERS_MAX: u16 = 8;
 const HOLE_COILS_MAX: u16 = 64;
+const SPACING_MAX: Duration = Duration::from_secs(1);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -43,6 +45,9 @@ struct Options {
     /// The device behind a gateway; 255 and 0 are the one that answers itself.
     #[serde(default = "itself")]
     unit_id: u8,
+    /// How long the bus rests between two devices behind one address: up to 1s.
+    #[serde(default)]
+    spacing: Option<String>,
 }
 
 fn itself() -> u8 {
@@ -209,7 +214,11 @@ fn spans(points: &[Point], due: &[usize]) -> Vec<Span> {
 
 fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
     let path = format!("device.{}", device.name);
-    let Options { address, unit_id } = options::read(&device.options, &path)?;
+    let Options { address, unit_id, spacing } = options::read(&device.options, &path)?;
+    let spacing = spacing.map_or(Ok(Duration::ZERO), |text| {
+        let read = humantime::parse_duration(&text).ok().filter(|spacing| *spacing <= SPACING_MAX);
+        read.ok_or_else(|| options::problem(&format!("{path}.spacing"), "a duration of at most 1s, such as \"50ms\""))
+    })?;
     let address = Address::parse(&address, Some(PORT), &format!("{path}.address"))?;
     if device.metrics.is_empty() {
         let reason = "no metrics: list registers as [[device.metric]] tables with a name and a register";
@@ -222,6 +231,8 @@ fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
     metrics[probe].name = PROBE.into();
     let modbus = Modbus {
         gate: Arc::clone(&context.gate),
+        gateway: context.gateways.at(&address),
+        spacing,
         address,
         unit: Slave(unit_id),
         points,
@@ -232,6 +243,8 @@ fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
 
 struct Modbus {
     gate: Arc<Gate>,
+    gateway: Arc<Gateway>,
+    spacing: Duration,
     address: Address,
     unit: Slave,
     /// By the index of their metric; the one behind them is the probe.
@@ -244,6 +257,7 @@ type Answered = (Span, Result<Vec<u16>, Failure>);
 
 impl Modbus {
     async fn read(&self, due: &[usize], answered: &mut Vec<Answered>) -> Result<(), Failure> {
+        let _turn = self.gateway.turn(self.spacing).await;
         let addresses = self.gate.resolve(Protocol::Modbus, &self.address.host, self.address.port).await?;
         let mut failure = Failure::new(Reason::Unreachable, "the name has no address");
         for address in addresses {
@@ -322,7 +336,6 @@ async fn ask(device: &mut client::Context, span: &Span) -> Result<Result<Vec<u16
         Table::Input => Request::ReadInputRegisters(first, count),
     };
     // Not by the library's own readers: they panic where a device answers with another number of registers.
-    #[expect(clippy::wildcard_enum_match_arm, reason = "whatever else it is, it was not asked for")]
     match device.call(request).await {
         Ok(Ok(Response::ReadCoils(bits) | Response::ReadDiscreteInputs(bits))) if span.table.is_bits() => {
             // They come eight in a byte.
@@ -560,6 +573,7 @@ mod tests {
         };
         check("", "device.it.metric: no metrics");
         check("unit_id = 300", "device.it.unit_id");
+        check("spacing = \"1h\"", "device.it.spacing: a duration of at most 1s");
         check(&metric("a", ""), "register");
         check(&metric("a", "register = 70000"), "device.it.metric.a.register");
         check(&metric("a", "register = 65535\ntype = \"u32\""), "it would end behind register 65535");

@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -35,7 +34,7 @@ fn build(device: &str, loopback_ports: &[u16]) -> Result<Stage, String> {
     };
     let policy = Policy::parse(&format!("loopback_ports = {loopback_ports:?}")).map_err(|error| error.to_string())?;
     let gate = Arc::new(Gate::new(policy, Arc::new(SystemClock)));
-    let context = Context { gate, keyring: Arc::new(Keyring::of([])), root: PathBuf::from("/") };
+    let context = Context::new(gate, Keyring::of([]), "/");
     let kind = all().iter().find(|kind| kind.name == device.collector).ok_or("no such collector")?;
     let built = (kind.build)(&device, &context).map_err(|problem| problem.to_string())?;
     Ok(Stage { device, built })

@@ -179,7 +179,7 @@ pub(super) fn machine(bytes: &[u8]) {
         }
     }
     let gate = Arc::new(Gate::new(Policy::default(), Arc::new(SystemClock)));
-    let context = collector::Context { gate, keyring: Arc::new(Keyring::of([])), root: root.path().to_owned() };
+    let context = collector::Context::new(gate, Keyring::of([]), root.path());
     let host = "[[device]]\nname = \"it\"\ncollector = \"host\"\nevery = \"10s\"\n";
     let (_, document) = Document::parse_text(host).expect("a document");
     let Ok(mut built) = (collector::host::KIND.build)(&document.devices[0], &context) else { return };

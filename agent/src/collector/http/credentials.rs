@@ -115,10 +115,11 @@ mod tests {
 
     fn sent(auth: &str, headers: &str, url: &str) -> Result<Vec<(String, String)>, String> {
         let (_dir, keyring) = keyring();
-        let auth = (!auth.is_empty()).then(|| toml::from_str(auth).unwrap());
-        let credentials = Credentials::parse(&keyring, auth, toml::from_str(headers).unwrap());
+        let read = |text: &str| toml::from_str(text).expect("TOML");
+        let auth = (!auth.is_empty()).then(|| toml::from_str(auth).expect("TOML"));
+        let credentials = Credentials::parse(&keyring, auth, read(headers));
         let credentials = credentials.map_err(|(key, reason)| format!("{key}: {reason}"))?;
-        let headers = credentials.headers(&Target::parse(url).unwrap()).map_err(|failure| failure.to_string())?;
+        let headers = credentials.headers(&Target::parse(url)?).map_err(|failure| failure.to_string())?;
         assert!(headers.values().all(HeaderValue::is_sensitive));
         let text = |(name, value): (&HeaderName, &HeaderValue)| (name.to_string(), value.to_str().unwrap().to_owned());
         Ok(headers.iter().map(text).collect())
