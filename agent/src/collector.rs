@@ -340,7 +340,27 @@ pub fn series_of_key(device: &satellite_shared::id::DeviceName, mut key: &[u8]) 
 
 #[cfg(test)]
 mod tests {
+    use satellite_shared::clock::SystemClock;
+    use satellite_shared::config::Document;
+
     use super::*;
+    use crate::policy::Policy;
+
+    #[test]
+    fn every_example_of_the_devices_page_can_be_built() {
+        let page = include_str!("../DEVICES.md");
+        let context = Context::new(Arc::new(Gate::new(Policy::default(), Arc::new(SystemClock))), Keyring::of([]), "/");
+        let examples = page.split("```toml\n").skip(1).filter_map(|rest| rest.split_once("```"));
+        for (example, _) in examples.filter(|(example, _)| example.contains("[[device]]")) {
+            let (_, document) = Document::parse_text(example).unwrap_or_else(|problem| panic!("{problem}: {example}"));
+            assert!(document.problems.is_empty(), "{:?}: {example}", document.problems);
+            for device in &document.devices {
+                let kind = all().iter().find(|kind| kind.name == device.collector).unwrap();
+                (kind.build)(device, &context).map(drop).unwrap_or_else(|problem| panic!("{problem}: {example}"));
+            }
+        }
+        assert!(page.matches("```toml").count() >= all().len());
+    }
 
     #[test]
     fn a_reading_names_its_series_with_sorted_and_fixed_labels() {

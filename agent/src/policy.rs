@@ -14,7 +14,7 @@ use std::io::Read;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,11 @@ pub use self::gate::{Gate, check_host};
 
 /// The ranges that home networks have.
 const NETWORKS: [&str; 4] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"];
+/// Where programs of this host listen that are only read.
+const SOCKETS: [&str; 4] =
+    ["/run/docker.sock", "/run/podman/podman.sock", "/run/satellite-smart.sock", "/run/tailscale/tailscaled.sock"];
+/// Where backups and shares are, whose age and space may be looked at.
+const DIRECTORIES: [&str; 5] = ["/backup", "/media", "/mnt", "/srv", "/var/backups"];
 const REQUESTS_PER_SECOND: u32 = 50;
 const NEW_TARGETS_PER_HOUR: u32 = 200;
 /// A policy file; the longest sensible one is a hundredth of it.
@@ -34,30 +39,40 @@ const ENTRIES_MAX: usize = 256;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
+    /// DNS questions.
+    Dns,
     /// HTTP or HTTPS requests.
     Http,
     /// Modbus TCP, reading.
     Modbus,
+    /// MQTT, subscribing.
+    Mqtt,
     /// Network UPS Tools' `upsd`.
     Nut,
     /// ICMP echo.
     Ping,
+    /// SNMP, reading.
+    Snmp,
     /// A TCP connection that is opened and closed.
     Tcp,
 }
 
 impl Protocol {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Http, Self::Modbus, Self::Nut, Self::Ping, Self::Tcp];
+    pub const ALL: [Self; 8] =
+        [Self::Dns, Self::Http, Self::Modbus, Self::Mqtt, Self::Nut, Self::Ping, Self::Snmp, Self::Tcp];
 
     /// The word that the policy uses.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Dns => "dns",
             Self::Http => "http",
             Self::Modbus => "modbus",
+            Self::Mqtt => "mqtt",
             Self::Nut => "nut",
             Self::Ping => "ping",
+            Self::Snmp => "snmp",
             Self::Tcp => "tcp",
         }
     }
@@ -93,6 +108,8 @@ pub struct Policy {
     protocols: Vec<Protocol>,
     methods: Vec<Method>,
     loopback_ports: Vec<u16>,
+    sockets: Vec<PathBuf>,
+    directories: Vec<PathBuf>,
     requests_per_second_max: u32,
     new_targets_per_hour_max: u32,
 }
@@ -146,7 +163,7 @@ pub enum PolicyError {
 pub struct InvalidPolicy(String);
 
 /// Why a target may not be spoken to, and what would change that.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The protocol is switched off.
     #[error("policy.toml does not allow {word}: add \"{word}\" to `protocols`", word = .0.as_str())]
@@ -173,6 +190,12 @@ pub enum Refusal {
     /// In none of the networks.
     #[error("{0} is in no network of policy.toml: add \"{0}/{bits}\" to `networks`", bits = if .0.is_ipv4() { 32 } else { 128 })]
     Network(IpAddr),
+    /// A socket of this host that is not listed.
+    #[error("{path} is not in policy.toml: add \"{path}\" to `sockets`", path = .0.display())]
+    Socket(PathBuf),
+    /// A file or a directory of this host that is in none of those listed.
+    #[error("{path} is in no directory of policy.toml: add one to `directories`", path = .0.display())]
+    Directory(PathBuf),
     /// Nothing changes that.
     #[error("{ip} is {what}: never polled, no policy can allow it")]
     Never {
@@ -192,6 +215,8 @@ impl Default for Policy {
             protocols: Protocol::ALL.to_vec(),
             methods: vec![Method::Get, Method::Head],
             loopback_ports: Vec::new(),
+            sockets: SOCKETS.map(PathBuf::from).to_vec(),
+            directories: DIRECTORIES.map(PathBuf::from).to_vec(),
             requests_per_second_max: REQUESTS_PER_SECOND,
             new_targets_per_hour_max: NEW_TARGETS_PER_HOUR,
         }
@@ -206,6 +231,8 @@ struct Fields {
     protocols: Option<Vec<Protocol>>,
     methods: Option<Vec<Method>>,
     loopback_ports: Option<Vec<u16>>,
+    sockets: Option<Vec<String>>,
+    directories: Option<Vec<String>>,
     requests_per_second_max: Option<u32>,
     new_targets_per_hour_max: Option<u32>,
 }
@@ -265,6 +292,12 @@ impl Policy {
         if let Some(ports) = fields.loopback_ports {
             policy.loopback_ports = list("loopback_ports", &ports, |&port| port_number(u64::from(port)))?;
         }
+        if let Some(sockets) = fields.sockets {
+            policy.sockets = list("sockets", &sockets, |text| plain_path(text))?;
+        }
+        if let Some(directories) = fields.directories {
+            policy.directories = list("directories", &directories, |text| plain_path(text))?;
+        }
         policy.protocols = fields.protocols.unwrap_or(policy.protocols);
         policy.methods = fields.methods.unwrap_or(policy.methods);
         if let Some(max) = fields.requests_per_second_max {
@@ -300,6 +333,25 @@ impl Policy {
         }
         let open = !has_port || self.ports.as_ref().is_none_or(|ports| ports.iter().any(|range| range.contains(&port)));
         if open { Ok(()) } else { Err(Refusal::Port(port)) }
+    }
+
+    /// Whether a Unix socket of this host may be read.
+    ///
+    /// # Errors
+    /// That it may not.
+    pub fn permits_socket(&self, path: &Path) -> Result<(), Refusal> {
+        let listed = self.sockets.iter().any(|socket| socket == path);
+        if listed { Ok(()) } else { Err(Refusal::Socket(path.to_owned())) }
+    }
+
+    /// Whether age and space of what is here may be looked at. Where links lead is for whoever opens it.
+    ///
+    /// # Errors
+    /// That they may not.
+    pub fn permits_path(&self, path: &Path) -> Result<(), Refusal> {
+        let plain = path.to_str().is_some_and(|text| plain_path(text).is_ok());
+        let listed = plain && self.directories.iter().any(|directory| path.starts_with(directory));
+        if listed { Ok(()) } else { Err(Refusal::Directory(path.to_owned())) }
     }
 
     /// Whether a protocol may be spoken at all.
@@ -343,6 +395,15 @@ fn within(key: &str, value: u32, range: RangeInclusive<u32>) -> Result<u32, Inva
         return Ok(value);
     }
     Err(InvalidPolicy(format!("{key}: {value} is not between {} and {}", range.start(), range.end())))
+}
+
+/// A path from the root that goes nowhere but down.
+fn plain_path(text: &str) -> Result<PathBuf, String> {
+    let path = Path::new(text);
+    let is_plain = path.is_absolute()
+        && text.len() <= 1024
+        && path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    if is_plain { Ok(path.to_owned()) } else { Err(format!("{text:?} is not a path from the root without `..`")) }
 }
 
 fn port_range(value: &toml::Value) -> Result<RangeInclusive<u16>, String> {
@@ -391,6 +452,20 @@ mod tests {
         let example = include_str!("../policy.example.toml");
         assert_eq!(Policy::parse(example), Ok(Policy::default()));
         assert_eq!(Policy::default().networks.len(), NETWORKS.len());
+    }
+
+    #[test]
+    fn sockets_and_paths_of_this_host_are_read_where_they_are_listed() {
+        let policy = Policy::default();
+        policy.permits_socket(Path::new("/run/docker.sock")).unwrap();
+        policy.permits_path(Path::new("/srv/backup/last.tar")).unwrap();
+        let refused = policy.permits_socket(Path::new("/run/dbus/system_bus_socket")).unwrap_err().to_string();
+        assert!(refused.ends_with("add \"/run/dbus/system_bus_socket\" to `sockets`"), "{refused}");
+        for path in ["/etc/shadow", "/srv/../etc/shadow", "/srvx/a", "srv/a", "/"] {
+            assert!(policy.permits_path(Path::new(path)).is_err(), "{path}");
+        }
+        let refused = Policy::parse("directories = [\"/a/../b\"]").unwrap_err().to_string();
+        assert!(refused.contains("without `..`"), "{refused}");
     }
 
     #[test]
@@ -519,7 +594,7 @@ mod tests {
         check("ports = [\"+80-90\"]", "is not a port such as");
         check("loopback_ports = [0]", "loopback_ports: 0 is not a port");
         check("methods = [\"POST\"]", "expected `GET` or `HEAD`");
-        check("protocols = [\"ssh\"]", "`http`, `modbus`, `nut`, `ping`, `tcp`");
+        check("protocols = [\"ssh\"]", "`modbus`, `mqtt`, `nut`, `ping`, `snmp`, `tcp`");
         check("networks = [\"10.0.0.1/8\"]", "networks: `10.0.0.1/8` has bits");
         check("requests_per_second_max = 0", "not between 1 and 10000");
         check("new_targets_per_hour_max = -1", "line 1");

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -62,6 +63,22 @@ impl Gate {
     #[must_use]
     pub fn policy(&self) -> &Policy {
         &self.policy
+    }
+
+    /// Whether a Unix socket of this host may be read.
+    ///
+    /// # Errors
+    /// `policy`, with the line that would allow it.
+    pub fn socket(&self, path: &Path) -> Result<(), Failure> {
+        self.policy.permits_socket(path).map_err(|refusal| refused(&refusal))
+    }
+
+    /// Whether age and space of what is here may be looked at.
+    ///
+    /// # Errors
+    /// `policy`, with the line that would allow it.
+    pub fn path(&self, path: &Path) -> Result<(), Failure> {
+        self.policy.permits_path(path).map_err(|refusal| refused(&refusal))
     }
 
     /// Addresses of `host` that may be spoken to, now, once. Waits up to three seconds where too much is sent.
