@@ -14,6 +14,8 @@ pub mod ping;
 
 pub mod prometheus;
 
+pub mod sunspec;
+
 pub mod tcp;
 
 pub mod tls;
@@ -46,7 +48,17 @@ use crate::secrets::Keyring;
 /// Every kind of collector there is, in the order that people read them.
 #[must_use]
 pub fn all() -> &'static [CollectorKind] {
-    &[host::KIND, http::KIND, prometheus::KIND, ping::KIND, tcp::KIND, tls::KIND, modbus::KIND, ups::KIND]
+    &[
+        host::KIND,
+        http::KIND,
+        prometheus::KIND,
+        ping::KIND,
+        tcp::KIND,
+        tls::KIND,
+        modbus::KIND,
+        sunspec::KIND,
+        ups::KIND,
+    ]
 }
 
 /// One kind of collector.

@@ -10,8 +10,8 @@ use crate::peers::Peer;
 use crate::process::Process;
 use crate::wait;
 
-/// Serves unit 1: holding registers from 100 on, input registers, coils and discrete inputs from 0 on; argv are where to
-/// write the port, and the four lists.
+/// Serves unit 1: holding registers from where it is said on, input registers, coils and discrete inputs from 0 on; argv are where to
+/// write the port, the four lists, and where the first of them begins.
 const SERVER: &str = r"
 import asyncio, json, os, sys
 from pymodbus.server import ModbusTcpServer
@@ -20,7 +20,7 @@ holding, inputs, coils, discrete = (json.loads(text) for text in sys.argv[2:6])
 block = lambda at, values, kind: [SimData(at, values=values, datatype=kind)]
 device = SimDevice(id=1, simdata=(
     block(0, coils, DataType.BITS), block(0, discrete, DataType.BITS),
-    block(100, holding, DataType.REGISTERS), block(0, inputs, DataType.REGISTERS)))
+    block(int(sys.argv[6]), holding, DataType.REGISTERS), block(0, inputs, DataType.REGISTERS)))
 async def main():
     server = ModbusTcpServer(device, address=('127.0.0.1', 0))
     await server.serve_forever(background=True)
@@ -42,11 +42,17 @@ pub struct ModbusServer {
 }
 
 impl ModbusServer {
-    /// A device with these tables.
+    /// A device with these holding registers, from the first's address on, and these other tables.
     ///
     /// # Errors
     /// When it does not start.
-    pub fn start(dir: &Path, holding: &[u16], inputs: &[u16], coils: &[bool], discrete: &[bool]) -> Result<Self> {
+    pub fn start(
+        dir: &Path,
+        (first, holding): (u16, &[u16]),
+        inputs: &[u16],
+        coils: &[bool],
+        discrete: &[bool],
+    ) -> Result<Self> {
         let python = Peer::Modbus.path().context("pymodbus")?;
         let file = dir.join("modbus.port");
         let mut command = Command::new(python);
@@ -57,6 +63,7 @@ impl ModbusServer {
         for list in [serde_json::to_string(coils)?, serde_json::to_string(discrete)?] {
             command.arg(list);
         }
+        command.arg(first.to_string());
         let mut process = Process::start("pymodbus", &mut command, &dir.join("pymodbus.log"))?;
         let port = wait::until("the server's port", SOON, || {
             process.check_running()?;

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
     journey::run(vec![
         journey("a_ups_is_read_from_a_real_upsd", NUT, ups),
         journey("registers_and_coils_are_read_from_a_real_modbus_server", MODBUS, modbus),
+        journey("an_inverter_is_found_in_a_map_that_a_real_modbus_server_has", MODBUS, sunspec),
     ])
 }
 
@@ -106,7 +107,7 @@ fn ups(dir: &Path) -> Result<()> {
 fn modbus(dir: &Path) -> Result<()> {
     // 50.0 as a float whose low word comes first, -2 in two words, and one more.
     let holding = [0, 0x4248, 65_535, 65_534, 7];
-    let server = ModbusServer::start(dir, &holding, &[300, 301], &[true, false], &[false, true])?;
+    let server = ModbusServer::start(dir, (100, &holding), &[300, 301], &[true, false], &[false, true])?;
     let mut house = House::new(dir, &[])?;
     house.satellite.stop()?;
     house.satellite.allow(&[server.port])?;
@@ -150,5 +151,34 @@ fn modbus(dir: &Path) -> Result<()> {
     wait::until_true("a unit that is not there", SOON, || Ok(probed(&house, "plc")?.is_err()))?;
     let verdict = house.finish(&[])?;
     ensure!(verdict.stored > 0 && verdict.reasons.contains_key("refused"), "{:?}", verdict.reasons);
+    Ok(())
+}
+
+fn sunspec(dir: &Path) -> Result<()> {
+    // The marker, model 1 with nothing in it, a model that nobody knows, an inverter that makes 2,345.6 W, the end.
+    let mut map = vec![0x5375, 0x6e53, 1, 66];
+    map.extend([0; 66]);
+    map.extend([64_900, 3, 1, 2, 3, 103, 50]);
+    let mut inverter = [0xffff; 50];
+    (inverter[12], inverter[13], inverter[22], inverter[23], inverter[24]) = (23_456, 0xffff, 12, 0, 1);
+    map.extend(inverter);
+    map.extend([0xffff, 0]);
+    let server = ModbusServer::start(dir, (40_000, &map), &[0], &[false], &[false])?;
+    let mut house = House::new(dir, &[])?;
+    house.satellite.stop()?;
+    house.satellite.allow(&[server.port])?;
+    house.satellite.start()?;
+    let address = format!("127.0.0.1:{}", server.port);
+    let device =
+        format!("[[device]]\nname = \"pv\"\ncollector = \"sunspec\"\naddress = \"{address}\"\nevery = \"1s\"\n");
+    house.configure(&device)?;
+    let found = probed(&house, "pv")?.map_err(anyhow::Error::msg)?;
+    ensure!(found.get("sunspec_ac_power_watts{index=\"0\",model=\"103\"}") == Some(&2345.6), "{found:?}");
+    let energy = found.get("sunspec_ac_energy_watt_hours_total{index=\"0\",model=\"103\"}");
+    ensure!(energy == Some(&7_864_320.0), "{found:?}");
+    house.configure(&format!("{device}unit_id = 9\n"))?;
+    wait::until_true("a unit that is not there", SOON, || Ok(probed(&house, "pv")?.is_err()))?;
+    let verdict = house.finish(&[])?;
+    ensure!(verdict.stored > 0, "{:?}", verdict.reasons);
     Ok(())
 }

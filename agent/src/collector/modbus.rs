@@ -5,7 +5,8 @@
 //! bus, serve one at a time. Only functions 1 to 4 are ever sent. Deliberately absent: writing, and places that are counted from 1 with the table's
 //! digit before them, such as 40001, which mean address 0 of the holding registers.
 
-use std::io;
+pub(super) mod request;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,9 +14,10 @@ use satellite_shared::config::{Device, Metric, Problem};
 use satellite_shared::gap::Reason;
 use serde::Deserialize;
 use tokio::net::TcpStream;
-use tokio_modbus::client::{self, Client as _};
-use tokio_modbus::{ExceptionCode, Request, Response, Slave};
+use tokio_modbus::Slave;
+use tokio_modbus::client;
 
+use self::request::Table;
 use super::address::Address;
 use super::gateway::Gateway;
 use super::number::{Number, PROBE};
@@ -27,14 +29,7 @@ use crate::policy::{Gate, Protocol};
 pub const KIND: CollectorKind = CollectorKind { name: "modbus", build };
 
 /// Assigned to `mbap` by IANA.
-const PORT: u16 = 502;
-/// Registers of one request (Modbus Application Protocol V1.1b3, 6.3).
-const REGISTERS_MAX: u16 = 125;
-/// Coils of one request (6.1).
-const COILS_MAX: u16 = 2_000;
-/// A hole of so many registers is read along: a request more costs more than that.
-const HOLE_REGISTERS_MAX: u16 = 8;
-const HOLE_COILS_MAX: u16 = 64;
+pub(super) const PORT: u16 = 502;
 const SPACING_MAX: Duration = Duration::from_secs(1);
 
 #[derive(Deserialize)]
@@ -50,7 +45,7 @@ struct Options {
     spacing: Option<String>,
 }
 
-fn itself() -> u8 {
+pub(super) fn itself() -> u8 {
     1
 }
 
@@ -65,28 +60,6 @@ struct MetricOptions {
     form: Option<Form>,
     #[serde(default)]
     word_order: Order,
-}
-
-/// The four tables of a device, in the order of the functions that read them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Table {
-    Coil,
-    Discrete,
-    #[default]
-    Holding,
-    Input,
-}
-
-impl Table {
-    fn is_bits(self) -> bool {
-        matches!(self, Self::Coil | Self::Discrete)
-    }
-
-    /// The longest request, and the longest hole in it.
-    fn limits(self) -> (u16, u16) {
-        if self.is_bits() { (COILS_MAX, HOLE_COILS_MAX) } else { (REGISTERS_MAX, HOLE_REGISTERS_MAX) }
-    }
 }
 
 /// How the registers of a number are read.
@@ -215,10 +188,7 @@ fn spans(points: &[Point], due: &[usize]) -> Vec<Span> {
 fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
     let path = format!("device.{}", device.name);
     let Options { address, unit_id, spacing } = options::read(&device.options, &path)?;
-    let spacing = spacing.map_or(Ok(Duration::ZERO), |text| {
-        let read = humantime::parse_duration(&text).ok().filter(|spacing| *spacing <= SPACING_MAX);
-        read.ok_or_else(|| options::problem(&format!("{path}.spacing"), "a duration of at most 1s, such as \"50ms\""))
-    })?;
+    let spacing = rest(spacing.as_deref(), &path)?;
     let address = Address::parse(&address, Some(PORT), &format!("{path}.address"))?;
     if device.metrics.is_empty() {
         let reason = "no metrics: list registers as [[device.metric]] tables with a name and a register";
@@ -239,6 +209,13 @@ fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
         limit: probe::limit(device.timeout),
     };
     Ok(Built { collector: Box::new(modbus), metrics })
+}
+
+/// How long the bus rests between two devices.
+pub(super) fn rest(spacing: Option<&str>, path: &str) -> Result<Duration, Problem> {
+    let Some(text) = spacing else { return Ok(Duration::ZERO) };
+    let read = humantime::parse_duration(text).ok().filter(|spacing| *spacing <= SPACING_MAX);
+    read.ok_or_else(|| options::problem(&format!("{path}.spacing"), "a duration of at most 1s, such as \"50ms\""))
 }
 
 struct Modbus {
@@ -265,7 +242,7 @@ impl Modbus {
                 Ok(stream) => {
                     let mut device = client::tcp::attach_slave(stream, self.unit);
                     for span in spans(&self.points, due) {
-                        let words = ask(&mut device, &span).await?;
+                        let words = request::ask(&mut device, span.table, span.first, span.count).await?;
                         answered.push((span, words));
                     }
                     return Ok(());
@@ -324,73 +301,6 @@ impl Collector for Modbus {
     fn poll<'a>(&'a mut self, due: &'a [usize], readings: &'a mut Readings) -> Poll<'a> {
         Box::pin(self.poll_all(due, readings))
     }
-}
-
-/// The outer error ends the connection, the inner one concerns this request alone.
-async fn ask(device: &mut client::Context, span: &Span) -> Result<Result<Vec<u16>, Failure>, Failure> {
-    let (first, count) = (span.first, span.count);
-    let request = match span.table {
-        Table::Coil => Request::ReadCoils(first, count),
-        Table::Discrete => Request::ReadDiscreteInputs(first, count),
-        Table::Holding => Request::ReadHoldingRegisters(first, count),
-        Table::Input => Request::ReadInputRegisters(first, count),
-    };
-    // Not by the library's own readers: they panic where a device answers with another number of registers.
-    match device.call(request).await {
-        Ok(Ok(Response::ReadCoils(bits) | Response::ReadDiscreteInputs(bits))) if span.table.is_bits() => {
-            // They come eight in a byte.
-            let is_whole = bits.len() == usize::from(count.next_multiple_of(8));
-            checked(bits.into_iter().map(u16::from).collect(), is_whole)
-        }
-        Ok(Ok(Response::ReadHoldingRegisters(words) | Response::ReadInputRegisters(words)))
-            if !span.table.is_bits() =>
-        {
-            let is_whole = words.len() == usize::from(count);
-            checked(words, is_whole)
-        }
-        Ok(Ok(_)) => Err(Failure::new(Reason::BadAnswer, "the answer is to another question")),
-        Ok(Err(exception)) => Ok(Err(refusal(exception, span))),
-        Err(tokio_modbus::Error::Transport(error)) => Err(ended(&error)),
-        Err(error @ tokio_modbus::Error::Protocol(_)) => {
-            Err(Failure::new(Reason::BadAnswer, format!("the answer breaks its protocol: {error}")))
-        }
-    }
-}
-
-fn checked(words: Vec<u16>, is_whole: bool) -> Result<Result<Vec<u16>, Failure>, Failure> {
-    if is_whole {
-        return Ok(Ok(words));
-    }
-    let detail = format!("{} places in the answer, which is not as many as were asked for", words.len());
-    Err(Failure::new(Reason::BadAnswer, detail))
-}
-
-/// Why a connection that stood is none any more. Where the device just closed it, the library gives whatever error the
-/// system had last.
-fn ended(error: &io::Error) -> Failure {
-    use io::ErrorKind as Io;
-    let is_said =
-        matches!(error.kind(), Io::ConnectionReset | Io::ConnectionAborted | Io::BrokenPipe | Io::InvalidData);
-    if is_said { probe::failure_of_io(error) } else { probe::failure_of_io(&Io::UnexpectedEof.into()) }
-}
-
-/// What the device refuses with (Modbus Application Protocol V1.1b3, 7).
-fn refusal(exception: ExceptionCode, span: &Span) -> Failure {
-    let last = u32::from(span.first) + u32::from(span.count) - 1;
-    let place = format!("{:?} {} to {last}", span.table, span.first).to_lowercase();
-    let what = match exception {
-        ExceptionCode::IllegalFunction => "the device does not have this table",
-        ExceptionCode::IllegalDataAddress => "the device does not have these addresses",
-        ExceptionCode::GatewayPathUnavailable | ExceptionCode::GatewayTargetDevice => {
-            "the gateway does not reach this unit_id"
-        }
-        ExceptionCode::ServerDeviceBusy | ExceptionCode::Acknowledge => "the device is busy",
-        ExceptionCode::IllegalDataValue
-        | ExceptionCode::ServerDeviceFailure
-        | ExceptionCode::MemoryParityError
-        | ExceptionCode::Custom(_) => "the device refuses",
-    };
-    Failure::new(Reason::Refused, format!("{place}: {what} (exception {})", u8::from(exception)))
 }
 
 #[cfg(test)]
