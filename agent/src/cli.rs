@@ -1,9 +1,11 @@
-//! What people type: `satellite run`, `lease`, `secrets`, `status`, `probe`, `check`, `gaps`.
+//! What people type: `satellite run`, `lease`, `secrets`, `status`, `probe`, `discover`, `check`, `gaps`.
 //!
 //! Exit 0 done, 1 failed, 2 usage, 78 settings that can't be used. `--json` is one document on stdout; logs and errors
 //! go to stderr.
 
 pub mod check;
+
+pub mod discover;
 
 pub mod gaps;
 
@@ -39,6 +41,7 @@ Examples:
   sudo satellite secrets set pihole --host pi.hole --protocol http
   satellite status                    link, devices, buffer, what was due and what became of it
   satellite probe router              poll one device once and print what it gave, or why not
+  satellite discover                  what answers in this house, as a configuration to paste
   satellite check                     is everything as it should be? one line each, with the fix
   satellite run --settings ./s.toml   the daemon, in the foreground";
 
@@ -68,8 +71,13 @@ enum Command {
     #[command(after_help = "Examples:\n  satellite status\n  satellite status --json")]
     Status(Json),
     /// Polls one configured device once and prints what it gave, or why not.
-    #[command(after_help = "Examples:\n  satellite probe this-host\n  satellite probe router --json")]
+    #[command(
+        after_help = "Examples:\n  satellite probe this-host\n  satellite probe router --json\n  sudo satellite probe --config found.toml"
+    )]
     Probe(ProbeArgs),
+    /// Looks for devices in this house and prints a configuration of what answered.
+    #[command(after_help = discover::EXAMPLES)]
+    Discover(discover::DiscoverArgs),
     /// Settings, policy, secrets' modes, names, proxy, clock, TLS to the relay: one line each, with the fix.
     #[command(after_help = "Examples:\n  satellite check\n  satellite check --json")]
     Check(Json),
@@ -88,7 +96,11 @@ struct Json {
 #[derive(Debug, Args)]
 struct ProbeArgs {
     /// The device's name in the configuration.
-    device: String,
+    #[arg(required_unless_present = "config")]
+    device: Option<String>,
+    /// Polls the devices of this file instead, TOML or JSON, from here; no relay needs to know them.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,
@@ -134,7 +146,13 @@ pub fn main() -> ExitCode {
             Command::Lease(command) => lease::run(command, &settings.state_dir, &settings.proxy_settings()).await,
             Command::Secrets(command) => secrets::run(command, &settings.state_dir),
             Command::Status(args) => status::run(&settings, args.json).await,
-            Command::Probe(args) => probe::run(&settings, &args.device, args.json).await,
+            Command::Probe(ProbeArgs { device, config: Some(file), json }) => {
+                probe::run_file(&settings, &file, device.as_deref(), json).await
+            }
+            Command::Probe(ProbeArgs { device, config: None, json }) => {
+                probe::run(&settings, &device.unwrap_or_default(), json).await
+            }
+            Command::Discover(args) => discover::run(&settings, args).await,
             Command::Check(args) => check::run(&settings, args.json).await,
             Command::Gaps(args) => gaps::run(&settings, args.json).await,
         }
@@ -153,7 +171,8 @@ fn act_as_owner(command: &Command, settings: &Settings) -> std::io::Result<()> {
 
     use satellite_shared::privilege::{self, Gid, Uid};
     match command {
-        Command::Run | Command::Lease(_) | Command::Secrets(_) => {}
+        Command::Run | Command::Lease(_) | Command::Secrets(_) | Command::Discover(_) => {}
+        Command::Probe(args) if args.config.is_some() => {}
         Command::Status(_) | Command::Probe(_) | Command::Check(_) | Command::Gaps(_) => return Ok(()),
     }
     // A directory that is not there is made, and is then root's own.

@@ -25,6 +25,7 @@ pub mod ups;
 mod address;
 pub mod gateway;
 mod number;
+pub mod once;
 mod options;
 mod probe;
 #[cfg(test)]
@@ -59,6 +60,18 @@ pub fn all() -> &'static [CollectorKind] {
         sunspec::KIND,
         ups::KIND,
     ]
+}
+
+/// The kind that a device asks for.
+///
+/// # Errors
+/// That there is none of this name, and which there are.
+pub fn kind_of(device: &Device) -> Result<&'static CollectorKind, Problem> {
+    all().iter().find(|kind| kind.name == device.collector).ok_or_else(|| {
+        let known: Vec<&str> = all().iter().map(|kind| kind.name).collect();
+        let reason = format!("unknown collector `{}`: this version has {}", device.collector, known.join(", "));
+        Problem { path: format!("device.{}.collector", device.name), reason }
+    })
 }
 
 /// One kind of collector.
@@ -367,7 +380,7 @@ mod tests {
             let (_, document) = Document::parse_text(example).unwrap_or_else(|problem| panic!("{problem}: {example}"));
             assert!(document.problems.is_empty(), "{:?}: {example}", document.problems);
             for device in &document.devices {
-                let kind = all().iter().find(|kind| kind.name == device.collector).unwrap();
+                let kind = kind_of(device).unwrap();
                 (kind.build)(device, &context).map(drop).unwrap_or_else(|problem| panic!("{problem}: {example}"));
             }
         }

@@ -185,11 +185,7 @@ impl Configurator {
 
     fn plan(&self, device: &Device) -> Result<Planned, Problem> {
         let path = format!("device.{}", device.name);
-        let kind = collector::all().iter().find(|kind| kind.name == device.collector).ok_or_else(|| {
-            let known: Vec<&str> = collector::all().iter().map(|kind| kind.name).collect();
-            let reason = format!("unknown collector `{}`: this version has {}", device.collector, known.join(", "));
-            Problem { path: format!("{path}.collector"), reason }
-        })?;
+        let kind = collector::kind_of(device)?;
         let built = (kind.build)(device, &self.parts.context)?;
         let mut timetables = Vec::with_capacity(built.metrics.len());
         for metric in &built.metrics {

@@ -24,6 +24,8 @@ pub mod secrets;
 
 pub mod settings;
 
+pub mod discover;
+
 pub mod kernel_clock;
 
 pub mod local;

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::buffer::{BufferState, Health};
-use crate::collector::{Readings, series_of_key};
+use crate::collector::once;
 use crate::config::ProbeRequest;
 use crate::credential::keystore::Identity;
 use crate::recorder::RecorderState;
@@ -229,43 +229,8 @@ impl Parts {
             Ok(Err(error)) => return json!({ "error": error }),
             Err(_) => return json!({ "error": "the satellite is stopping" }),
         };
-        let due: Vec<usize> = (0..built.metrics.len()).collect();
-        let mut readings = Readings::with_labels(device.labels.clone().into_iter().collect());
-        let began = self.clock.now();
-        let limit = device.timeout + Duration::from_secs(1);
-        let result = tokio::time::timeout(limit, built.collector.poll(&due, &mut readings)).await;
-        let took_ms = self.clock.now().mono_ms.saturating_sub(began.mono_ms);
-        let failure = match result {
-            Ok(Ok(())) => None,
-            Ok(Err(failure)) => Some(failure.to_string()),
-            Err(_) => Some(format!("timeout: no answer within {}", humantime::format_duration(limit))),
-        };
-        let metric = |at: usize| built.metrics.get(at).map_or("", |metric| metric.name.as_str());
-        let samples: Vec<Value> = readings
-            .iter()
-            .map(|reading| match series_of_key(&device.name, reading.key) {
-                Some(series) => json!({
-                    "name": series.name, "labels": series.labels.into_iter().collect::<std::collections::BTreeMap<_, _>>(),
-                    "kind": series.kind, "unit": series.unit, "value": number(reading.value),
-                }),
-                None => json!({ "error": "name or labels break Prometheus' grammar or limits" }),
-            })
-            .collect();
-        let missing: Vec<Value> = readings
-            .failures()
-            .iter()
-            .map(|(at, failure)| json!({ "metric": metric(*at), "reason": failure.reason, "detail": failure.detail }))
-            .collect();
-        json!({
-            "device": device.name, "collector": device.collector, "took_ms": took_ms,
-            "failure": failure, "samples": if failure.is_some() { vec![] } else { samples }, "missing": missing,
-        })
+        once::poll(&device, &mut built).await.document(&device)
     }
-}
-
-/// JSON knows no NaN and no infinity: those are texts.
-fn number(value: f64) -> Value {
-    serde_json::Number::from_f64(value).map_or_else(|| Value::String(value.to_string()), Value::Number)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]

@@ -30,6 +30,8 @@ const SOCKETS: [&str; 4] =
 const DIRECTORIES: [&str; 5] = ["/backup", "/media", "/mnt", "/srv", "/var/backups"];
 const REQUESTS_PER_SECOND: u32 = 50;
 const NEW_TARGETS_PER_HOUR: u32 = 200;
+/// Of a sweep that somebody asked for.
+const BY_HAND_PER_SECOND: u32 = 1_000;
 /// A policy file; the longest sensible one is a hundredth of it.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 /// Entries of one list.
@@ -333,6 +335,23 @@ impl Policy {
         }
         let open = !has_port || self.ports.as_ref().is_none_or(|ports| ports.iter().any(|range| range.contains(&port)));
         if open { Ok(()) } else { Err(Refusal::Port(port)) }
+    }
+
+    /// Whether a network with this address may be looked at.
+    ///
+    /// # Errors
+    /// The rule that forbids it.
+    pub fn permits_network(&self, ip: IpAddr) -> Result<(), Refusal> {
+        if let Some(what) = address::never(address::effective(ip)) {
+            return Err(Refusal::Never { ip, what });
+        }
+        if self.networks.iter().any(|network| network.contains(ip)) { Ok(()) } else { Err(Refusal::Network(ip)) }
+    }
+
+    /// The same rules for somebody who sits in the house and looks for devices: in a hurry, and at any number of them.
+    #[must_use]
+    pub fn asked_by_hand(self) -> Self {
+        Self { requests_per_second_max: BY_HAND_PER_SECOND, new_targets_per_hour_max: 100_000, ..self }
     }
 
     /// Whether a Unix socket of this host may be read.

@@ -1,21 +1,80 @@
-//! `satellite probe DEVICE`: one poll beside the schedule, printed as a scrape would read.
+//! `satellite probe DEVICE`: one poll beside the schedule, printed as a scrape would read. With `--config` the devices of a
+//! file are polled from here, before any relay has heard of them, under the same policy and with the same secrets.
 
+use std::io::Read as _;
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use serde_json::Value;
+use anyhow::Context as _;
+use satellite_shared::clock::SystemClock;
+use satellite_shared::config::{Device, Document};
+use satellite_shared::limits;
+use serde_json::{Value, json};
 
 use crate::cli::{ask, complain, say};
+use crate::collector::{self, Context, once};
 use crate::local::Request;
+use crate::policy::{Gate, Policy};
+use crate::secrets::Keyring;
 use crate::settings::Settings;
 
 pub(crate) async fn run(settings: &Settings, device: &str, json: bool) -> anyhow::Result<ExitCode> {
     let answer = ask(settings, &Request::Probe { device: device.to_owned() }).await?;
-    let failure = answer["failure"].as_str();
-    let exit = if failure.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+    let exit = if answer["failure"].is_null() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     if json {
         say(&answer.to_string());
-        return Ok(exit);
+    } else {
+        print(&answer);
     }
+    Ok(exit)
+}
+
+/// Polls each device of a file once, or the one of this name.
+pub(crate) async fn run_file(
+    settings: &Settings,
+    file: &Path,
+    only: Option<&str>,
+    json: bool,
+) -> anyhow::Result<ExitCode> {
+    let mut text = String::new();
+    std::fs::File::open(file)
+        .and_then(|file| file.take(limits::CONFIG_BYTES_MAX as u64 + 1).read_to_string(&mut text))
+        .with_context(|| file.display().to_string())?;
+    let parsed = Document::parse_text(&text);
+    let (_, document) = parsed.map_err(|problem| anyhow::anyhow!("{}: {problem}", file.display()))?;
+    let mut exit = ExitCode::SUCCESS;
+    for problem in &document.problems {
+        complain(&problem.to_string());
+        exit = ExitCode::FAILURE;
+    }
+    let devices: Vec<&Device> =
+        document.devices.iter().filter(|device| only.is_none_or(|only| device.name.as_str() == only)).collect();
+    anyhow::ensure!(!devices.is_empty(), "{}: no device {}in it", file.display(), only.unwrap_or_default());
+    let gate = Gate::new(Policy::load(&settings.policy)?, Arc::new(SystemClock));
+    let context = Context::new(Arc::new(gate), Keyring::new(&settings.state_dir), "/");
+    let mut answers = Vec::new();
+    for device in devices {
+        let answer = match collector::kind_of(device).and_then(|kind| (kind.build)(device, &context)) {
+            Ok(mut built) => once::poll(device, &mut built).await.document(device),
+            Err(problem) => json!({ "device": device.name, "failure": problem.to_string() }),
+        };
+        if !answer["failure"].is_null() {
+            exit = ExitCode::FAILURE;
+        }
+        if !json {
+            print(&answer);
+        }
+        answers.push(answer);
+    }
+    if json {
+        say(&Value::from(answers).to_string());
+    }
+    Ok(exit)
+}
+
+fn print(answer: &Value) {
+    let device = answer["device"].as_str().unwrap_or("?");
     let empty = Vec::new();
     let samples = answer["samples"].as_array().unwrap_or(&empty);
     for sample in samples {
@@ -25,11 +84,12 @@ pub(crate) async fn run(settings: &Settings, device: &str, json: bool) -> anyhow
         let text = |key: &str| missing[key].as_str().unwrap_or("").to_owned();
         complain(&format!("{} gave nothing: {}: {}", text("metric"), text("reason"), text("detail")));
     }
-    if let Some(failure) = failure {
+    if let Some(failure) = answer["failure"].as_str() {
         complain(&format!("{device} gave nothing: {failure}"));
     }
-    complain(&format!("{device}: {} samples in {} ms", samples.len(), answer["took_ms"]));
-    Ok(exit)
+    if let Some(took) = answer["took_ms"].as_u64() {
+        complain(&format!("{device}: {} samples in {took} ms", samples.len()));
+    }
 }
 
 /// The sample in the exposition format, with its unit as a comment.

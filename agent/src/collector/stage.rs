@@ -9,7 +9,7 @@ use satellite_shared::clock::SystemClock;
 use satellite_shared::config::{Device, Document};
 use satellite_shared::metric::Series;
 
-use super::{Built, Context, Failure, Readings, all, series_of_key};
+use super::{Built, Context, Failure, Readings, kind_of, series_of_key};
 use crate::policy::{Gate, Policy};
 use crate::secrets::Keyring;
 
@@ -35,7 +35,7 @@ fn build(device: &str, loopback_ports: &[u16]) -> Result<Stage, String> {
     let policy = Policy::parse(&format!("loopback_ports = {loopback_ports:?}")).map_err(|error| error.to_string())?;
     let gate = Arc::new(Gate::new(policy, Arc::new(SystemClock)));
     let context = Context::new(gate, Keyring::of([]), "/");
-    let kind = all().iter().find(|kind| kind.name == device.collector).ok_or("no such collector")?;
+    let kind = kind_of(&device).map_err(|problem| problem.to_string())?;
     let built = (kind.build)(&device, &context).map_err(|problem| problem.to_string())?;
     Ok(Stage { device, built })
 }

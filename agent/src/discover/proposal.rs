@@ -1,0 +1,209 @@
+//! A device as it could be configured, and what makes somebody think that it is there.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use serde_json::{Value, json};
+
+use crate::collector::once::Once;
+
+/// Longer texts of the network are cut: they are shown to people.
+const TEXT_CHARACTERS_MAX: usize = 80;
+const NAME_BYTES_MAX: usize = 40;
+
+/// One device that could be polled.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Proposal {
+    /// Where it is.
+    pub address: IpAddr,
+    /// What it calls itself, or what it is.
+    pub what: String,
+    /// How it was found.
+    pub by: String,
+    name: String,
+    collector: &'static str,
+    /// Keys of the configuration and their values, in the order that people read them.
+    options: Vec<(&'static str, toml::Value)>,
+    /// What has to be done before it gives anything.
+    needs: Option<String>,
+    samples: usize,
+    judge: Judge,
+}
+
+/// What a poll has to give.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Judge {
+    /// Anything but `probe_success` 0.
+    Answers,
+    /// An answer, or a refusal for want of a password.
+    AnswersOrAsks,
+    /// A sample of a metric that begins so.
+    Gives(&'static str),
+    /// The label of a sample: its value has to hold this.
+    Says(&'static str, &'static str),
+}
+
+impl Proposal {
+    pub(super) fn new(address: IpAddr, collector: &'static str, by: impl Into<String>, what: &str) -> Self {
+        let what = shown(what);
+        Self {
+            address,
+            by: by.into(),
+            name: what.clone(),
+            what,
+            collector,
+            options: Vec::new(),
+            needs: None,
+            samples: 0,
+            judge: Judge::Answers,
+        }
+    }
+
+    pub(super) fn with(mut self, key: &'static str, value: impl Into<toml::Value>) -> Self {
+        self.options.push((key, value.into()));
+        self
+    }
+
+    pub(super) fn judged(mut self, judge: Judge) -> Self {
+        self.judge = judge;
+        self
+    }
+
+    /// What tells it from another proposal for the same address.
+    pub(super) fn key(&self) -> (&'static str, String) {
+        let place = |key: &&(&'static str, toml::Value)| ["address", "url", "unit_id"].contains(&key.0);
+        let places: Vec<String> = self.options.iter().filter(place).map(|(_, value)| value.to_string()).collect();
+        (self.collector, places.join(" "))
+    }
+
+    /// The document with which it is polled once.
+    pub(super) fn polled_as(&self) -> String {
+        format!("[[device]]\nname = \"found\"\nevery = \"30s\"\ntimeout = \"5s\"\n{}", self.lines())
+    }
+
+    fn lines(&self) -> String {
+        let options = self.options.iter().map(|(key, value)| format!("{key} = {value}\n"));
+        std::iter::once(format!("collector = \"{}\"\n", self.collector)).chain(options).collect()
+    }
+
+    /// Takes what one poll gave; whether that is a device worth a proposal.
+    pub(super) fn confirm(&mut self, polled: &Once) -> bool {
+        self.samples = polled.samples.len();
+        let failures = polled.missing.iter().map(|(_, failure)| failure.to_string()).chain(polled.failure.clone());
+        let asks = |failure: &String| ["401", "403", "secret"].iter().any(|word| failure.contains(word));
+        if let Some(failure) = failures.clone().find(asks) {
+            self.needs = Some(shown(&failure));
+        }
+        let series = || polled.samples.iter().filter_map(|(series, value)| Some((series.as_ref()?, *value)));
+        let label = |name: &str| {
+            series().flat_map(|(series, _)| &series.labels).find(|(other, _)| other == name).map(|(_, value)| value)
+        };
+        // What it says of itself is better than what was guessed.
+        let texts: Vec<&str> = ["manufacturer", "mfr", "device_model", "model", "sysDescr", "nodename"]
+            .iter()
+            .filter_map(|name| label(name))
+            .map(String::as_str)
+            .collect();
+        if !texts.is_empty() {
+            self.what = shown(&texts.join(" "));
+        }
+        let succeeded = series().all(|(series, value)| series.name != "probe_success" || value > 0.5);
+        let answered = polled.failure.is_none() && polled.missing.is_empty() && succeeded && self.samples > 0;
+        match self.judge {
+            Judge::Answers => answered,
+            Judge::AnswersOrAsks => answered || self.needs.is_some(),
+            Judge::Gives(prefix) => series().any(|(series, _)| series.name.starts_with(prefix)),
+            Judge::Says(name, word) => label(name).is_some_and(|value| value.contains(word)),
+        }
+    }
+
+    pub(super) fn toml(&self) -> String {
+        let needs = self.needs.as_ref().map_or(String::new(), |needs| format!("# {needs}\n"));
+        format!(
+            "# {} at {}, by {}: {} samples a poll\n{needs}[[device]]\nname = \"{}\"\n{}every = \"30s\"\n",
+            self.what,
+            self.address,
+            self.by,
+            self.samples,
+            self.name,
+            self.lines()
+        )
+    }
+
+    pub(super) fn json(&self) -> Value {
+        let mut device = serde_json::Map::new();
+        device.insert("name".into(), json!(self.name));
+        device.insert("collector".into(), json!(self.collector));
+        for (key, value) in &self.options {
+            device.insert((*key).into(), json!(value));
+        }
+        device.insert("every".into(), json!("30s"));
+        json!({
+            "what": self.what, "address": self.address, "by": self.by, "samples": self.samples,
+            "needs": self.needs, "device": device,
+        })
+    }
+}
+
+/// Names as a configuration may have them, each once.
+pub(super) fn name_apart(proposals: &mut [Proposal]) {
+    let mut taken = BTreeSet::new();
+    for proposal in proposals {
+        let mut slug = String::new();
+        for character in proposal.name.chars() {
+            match character.to_ascii_lowercase() {
+                c @ ('a'..='z' | '0'..='9') => slug.push(c),
+                _ if slug.is_empty() || slug.ends_with('-') => {}
+                _ => slug.push('-'),
+            }
+        }
+        slug.truncate(NAME_BYTES_MAX);
+        let slug = slug.trim_end_matches('-');
+        let slug = if slug.is_empty() { proposal.collector } else { slug };
+        let last = proposal.address.to_string();
+        let last = last.rsplit(['.', ':']).next().unwrap_or("0");
+        let tries = [slug.to_owned(), format!("{slug}-{last}"), format!("{slug}-{}-{last}", proposal.collector)];
+        let name =
+            tries.into_iter().chain((2..).map(|n| format!("{slug}-{last}-{n}"))).find(|name| !taken.contains(name));
+        proposal.name = name.unwrap_or_default();
+        taken.insert(proposal.name.clone());
+    }
+}
+
+/// Text of the network as it may stand in a line.
+fn shown(text: &str) -> String {
+    let plain = text.chars().map(|c| if c.is_control() || c == '\u{2028}' || c == '\u{2029}' { ' ' } else { c });
+    let text: String = plain.take(TEXT_CHARACTERS_MAX).collect();
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use satellite_shared::config::Document;
+
+    use super::*;
+
+    fn proposal(what: &str) -> Proposal {
+        Proposal::new([10, 0, 0, 7].into(), "ping", "mDNS", what).with("address", "10.0.0.7")
+    }
+
+    #[test]
+    fn text_of_the_network_stays_in_its_line() {
+        let hostile = proposal("Plug\n[[device]]\nname = \"evil\" \u{2028}\u{7} # ");
+        assert_eq!(hostile.what, "Plug [[device]] name = \"evil\" #");
+        let mut all = [hostile];
+        name_apart(&mut all);
+        let (_, document) = Document::parse_text(&all[0].toml()).unwrap();
+        assert_eq!((document.devices.len(), document.devices[0].name.as_str()), (1, "plug-device-name-evil"));
+        assert!(document.problems.is_empty());
+        assert!(proposal(&"x".repeat(500)).what.len() <= TEXT_CHARACTERS_MAX);
+    }
+
+    #[test]
+    fn every_device_has_a_name_of_its_own() {
+        let mut all = ["Plug", "plug", "PLUG!", "plug", "…"].map(proposal);
+        name_apart(&mut all);
+        let names: Vec<&str> = all.iter().map(|proposal| proposal.name.as_str()).collect();
+        assert_eq!(names, ["plug", "plug-7", "plug-ping-7", "plug-7-2", "ping"]);
+    }
+}

@@ -1,0 +1,94 @@
+//! SSDP (UPnP Device Architecture 2.0, 1.3): one question to all, and whoever is a root device answers.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
+use tokio::net::UdpSocket;
+use tokio::time::Instant;
+
+use super::LISTEN;
+use super::proposal::Proposal;
+
+const GROUP: (Ipv4Addr, u16) = (Ipv4Addr::new(239, 255, 255, 250), 1900);
+const ANSWER_BYTES_MAX: usize = 4 << 10;
+const ANSWERS_MAX: usize = 1_000;
+const HEADERS_MAX: usize = 32;
+/// Sent twice, as datagrams get lost.
+const QUESTIONS: usize = 2;
+const QUESTION: &str = "M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\nMAN: \"ssdp:discover\"\r\nMX: 2\r\n\
+                        ST: upnp:rootdevice\r\nUSER-AGENT: Linux UPnP/2.0 satellite\r\n\r\n";
+
+/// Who answers on the networks of these addresses.
+pub(super) async fn listen(own: &[Ipv4Addr]) -> Result<Vec<Proposal>, String> {
+    let mut found: BTreeMap<IpAddr, String> = BTreeMap::new();
+    let listening = own.iter().map(|address| ask(*address));
+    for answers in futures_util::future::join_all(listening).await {
+        for (from, server) in answers.map_err(|error| error.to_string())? {
+            found.entry(from).or_insert(server);
+        }
+    }
+    let propose = |(address, server): (IpAddr, String)| {
+        Proposal::new(address, "ping", "SSDP", &server).with("address", address.to_string())
+    };
+    Ok(found.into_iter().map(propose).collect())
+}
+
+/// Addresses that answer, and what they call themselves.
+async fn ask(own: Ipv4Addr) -> io::Result<Vec<(IpAddr, String)>> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+    socket.set_multicast_if_v4(&own)?;
+    socket.set_multicast_ttl_v4(2)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&std::net::SocketAddr::from((own, 0)).into())?;
+    let socket = UdpSocket::from_std(socket.into())?;
+    for _ in 0..QUESTIONS {
+        socket.send_to(QUESTION.as_bytes(), GROUP).await?;
+    }
+    let mut answers = Vec::new();
+    let mut bytes = vec![0; ANSWER_BYTES_MAX];
+    let until = Instant::now() + LISTEN;
+    while answers.len() < ANSWERS_MAX {
+        let Ok(received) = tokio::time::timeout_at(until, socket.recv_from(&mut bytes)).await else { break };
+        match received {
+            Ok((len, from)) => answers.extend(server_of(&bytes[..len]).map(|server| (from.ip(), server))),
+            // A host that refuses one datagram says nothing about the others.
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+    Ok(answers)
+}
+
+/// What a device calls itself, if this is an answer.
+fn server_of(bytes: &[u8]) -> Option<String> {
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut answer = httparse::Response::new(&mut headers);
+    let parsed = answer.parse(bytes).ok()?;
+    if parsed.is_partial() || answer.code != Some(200) {
+        return None;
+    }
+    let header = |name: &str| answer.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
+    header("location")?;
+    Some(String::from_utf8_lossy(header("server").map_or(b"UPnP device", |server| server.value)).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_names_its_server_and_anything_else_is_none() {
+        let answer = "HTTP/1.1 200 OK\r\nCACHE-CONTROL: max-age=1800\r\nLocation: http://10.0.0.1:49000/d.xml\r\n\
+                      SERVER: Box UPnP/1.0\r\nST: upnp:rootdevice\r\n\r\n";
+        assert_eq!(server_of(answer.as_bytes()).as_deref(), Some("Box UPnP/1.0"));
+        assert_eq!(server_of(answer.replace("SERVER", "X").as_bytes()).as_deref(), Some("UPnP device"));
+        let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "A: b\r\n".repeat(100));
+        for other in
+            ["", "NOTIFY * HTTP/1.1\r\n\r\n", &answer[..60], &many, &answer.replace("200", "404"), "\u{0}\u{1}"]
+        {
+            assert_eq!(server_of(other.as_bytes()), None, "{other:?}");
+        }
+    }
+}
