@@ -103,17 +103,18 @@ impl Neighbourhood {
 /// # Errors
 /// When the interfaces can't be read.
 pub fn own_networks() -> Result<Vec<Neighbourhood>, String> {
-    let interfaces = sysinfo::Networks::new_with_refreshed_list().map_err(|error| error.to_string())?;
-    let mut found = Vec::new();
-    for (name, interface) in &interfaces {
-        if NOT_THE_HOUSE.iter().any(|other| name.to_string_lossy().starts_with(other)) {
+    let interfaces = if_addrs::get_if_addrs().map_err(|error| error.to_string())?;
+    let mut found: Vec<Neighbourhood> = Vec::new();
+    for interface in interfaces {
+        let if_addrs::IfAddr::V4(address) = &interface.addr else { continue };
+        if NOT_THE_HOUSE.iter().any(|other| interface.name.starts_with(other)) {
             continue;
         }
-        for network in interface.ip_networks() {
-            let IpAddr::V4(own) = network.addr else { continue };
-            let prefix = if network.prefix < 22 { 24 } else { network.prefix.min(32) };
-            let base = Ipv4Addr::from(u32::from(own) & u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0));
-            found.push(Neighbourhood { own: Some(own), base, prefix });
+        let prefix = if address.prefixlen < 22 { 24 } else { address.prefixlen.min(32) };
+        let base = Ipv4Addr::from(u32::from(address.ip) & u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0));
+        // A host with several addresses in a network looks at it once.
+        if !found.iter().any(|known| (known.base, known.prefix) == (base, prefix)) {
+            found.push(Neighbourhood { own: Some(address.ip), base, prefix });
         }
     }
     found.sort_by_key(|network| network.base);

@@ -36,6 +36,8 @@ pub mod hostile_device;
 
 pub mod hostile_relay;
 
+pub mod neighbours;
+
 pub mod netns;
 
 pub mod resolver;

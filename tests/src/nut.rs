@@ -1,7 +1,7 @@
 //! A real `upsd` with a real `dummy-ups` behind it, on a port of loopback that the kernel chose.
 
 use std::fmt::Write as _;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -40,18 +40,27 @@ impl Nut {
     /// # Errors
     /// When one of the two does not start.
     pub fn start(dir: &Path, variables: &[(&str, &str)], password: &str) -> Result<Self> {
+        // Chosen by the kernel and free again a moment later: `upsd` takes no socket from outside.
+        let at = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        Self::start_at(at, dir, variables, password)
+    }
+
+    /// The same where it is told to listen.
+    ///
+    /// # Errors
+    /// When one of the two does not start.
+    pub fn start_at(at: SocketAddr, dir: &Path, variables: &[(&str, &str)], password: &str) -> Result<Self> {
         std::fs::create_dir(dir)?;
         let mut device = String::new();
         for (name, value) in variables {
             writeln!(device, "{name}: {value}")?;
         }
-        // Chosen by the kernel and free again a moment later: `upsd` takes no socket from outside.
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let (host, port) = (at.ip(), at.port());
         let password = password.replace('\\', "\\\\").replace('"', "\\\"").replace('#', "\\#");
         for (name, text) in [
             ("ups.conf", format!("[{UPS}]\ndriver = dummy-ups\nport = {UPS}.dev\ndesc = \"In the rack\"\n")),
             (&format!("{UPS}.dev"), device),
-            ("upsd.conf", format!("LISTEN 127.0.0.1 {port}\n")),
+            ("upsd.conf", format!("LISTEN {host} {port}\n")),
             ("upsd.users", format!("[{USER}]\npassword = \"{password}\"\n")),
         ] {
             std::fs::write(dir.join(name), text)?;
@@ -71,7 +80,7 @@ impl Nut {
         let mut upsd = start("upsd", &[])?;
         wait::until_true("upsd's port", SOON, || {
             upsd.check_running()?;
-            Ok(std::net::TcpStream::connect(("127.0.0.1", port)).is_ok())
+            Ok(std::net::TcpStream::connect(at).is_ok())
         })?;
         Ok(Self { port, driver, _upsd: upsd })
     }

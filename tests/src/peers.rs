@@ -55,10 +55,12 @@ pub enum Peer {
     Nut,
     /// A Modbus TCP server (pymodbus).
     Modbus,
+    /// Devices that say that they are there (zeroconf, async-upnp-client).
+    Neighbours,
 }
 
 /// All of them.
-pub const ALL: [Peer; 20] = [
+pub const ALL: [Peer; 21] = [
     Peer::Python,
     Peer::S3,
     Peer::NodeExporter,
@@ -79,6 +81,7 @@ pub const ALL: [Peer; 20] = [
     Peer::Cpio,
     Peer::Nut,
     Peer::Modbus,
+    Peer::Neighbours,
 ];
 
 impl Peer {
@@ -86,7 +89,7 @@ impl Peer {
     #[must_use]
     pub fn package(self) -> &'static str {
         match self {
-            Self::Python | Self::S3 | Self::Modbus => "python3-venv",
+            Self::Python | Self::S3 | Self::Modbus | Self::Neighbours => "python3-venv",
             Self::NodeExporter => "prometheus-node-exporter",
             Self::Tinyproxy => "tinyproxy-bin",
             Self::Microsocks => "microsocks",
@@ -142,6 +145,7 @@ impl Peer {
             Self::Cpio => in_path("cpio"),
             Self::Nut => nut::find(),
             Self::Modbus => python_with("pymodbus"),
+            Self::Neighbours => python_with("zeroconf, async_upnp_client.server"),
         }
     }
 

@@ -99,10 +99,12 @@ impl Proposal {
             series().flat_map(|(series, _)| &series.labels).find(|(other, _)| other == name).map(|(_, value)| value)
         };
         // What it says of itself is better than what was guessed.
-        let texts: Vec<&str> = ["manufacturer", "mfr", "device_model", "model", "sysDescr", "nodename"]
+        let model = if self.collector == "sunspec" { "device_model" } else { "model" };
+        let texts: Vec<&str> = ["manufacturer", "mfr", model, "sysDescr"]
             .iter()
             .filter_map(|name| label(name))
             .map(String::as_str)
+            .filter(|text| !text.is_empty())
             .collect();
         if !texts.is_empty() {
             self.what = shown(&texts.join(" "));

@@ -53,7 +53,10 @@ async fn ask(own: Ipv4Addr) -> io::Result<Vec<(IpAddr, String)>> {
     while answers.len() < ANSWERS_MAX {
         let Ok(received) = tokio::time::timeout_at(until, socket.recv_from(&mut bytes)).await else { break };
         match received {
-            Ok((len, from)) => answers.extend(server_of(&bytes[..len]).map(|server| (from.ip(), server))),
+            Ok((len, from)) => {
+                let told = told(&bytes[..len]);
+                answers.extend(told.map(|(at, server)| (at.unwrap_or(from.ip()), server)));
+            }
             // A host that refuses one datagram says nothing about the others.
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
@@ -61,8 +64,9 @@ async fn ask(own: Ipv4Addr) -> io::Result<Vec<(IpAddr, String)>> {
     Ok(answers)
 }
 
-/// What a device calls itself, if this is an answer.
-fn server_of(bytes: &[u8]) -> Option<String> {
+/// Where a device says that it is, and what it calls itself, if this is an answer. One with several addresses may answer
+/// from another than it is to be asked at.
+fn told(bytes: &[u8]) -> Option<(Option<IpAddr>, String)> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut answer = httparse::Response::new(&mut headers);
     let parsed = answer.parse(bytes).ok()?;
@@ -70,8 +74,9 @@ fn server_of(bytes: &[u8]) -> Option<String> {
         return None;
     }
     let header = |name: &str| answer.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
-    header("location")?;
-    Some(String::from_utf8_lossy(header("server").map_or(b"UPnP device", |server| server.value)).into_owned())
+    let location = std::str::from_utf8(header("location")?.value).ok();
+    let host = location.and_then(|url| reqwest::Url::parse(url).ok()?.host_str()?.parse().ok());
+    Some((host, String::from_utf8_lossy(header("server").map_or(b"UPnP device", |server| server.value)).into_owned()))
 }
 
 #[cfg(test)]
@@ -79,16 +84,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_names_its_server_and_anything_else_is_none() {
+    fn an_answer_says_where_and_what_it_is_and_anything_else_is_none() {
         let answer = "HTTP/1.1 200 OK\r\nCACHE-CONTROL: max-age=1800\r\nLocation: http://10.0.0.1:49000/d.xml\r\n\
                       SERVER: Box UPnP/1.0\r\nST: upnp:rootdevice\r\n\r\n";
-        assert_eq!(server_of(answer.as_bytes()).as_deref(), Some("Box UPnP/1.0"));
-        assert_eq!(server_of(answer.replace("SERVER", "X").as_bytes()).as_deref(), Some("UPnP device"));
+        let at = Some(IpAddr::from([10, 0, 0, 1]));
+        assert_eq!(told(answer.as_bytes()), Some((at, "Box UPnP/1.0".into())));
+        assert_eq!(told(answer.replace("SERVER", "X").as_bytes()), Some((at, "UPnP device".into())));
+        assert_eq!(told(answer.replace("10.0.0.1", "box.lan").as_bytes()), Some((None, "Box UPnP/1.0".into())));
         let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "A: b\r\n".repeat(100));
         for other in
             ["", "NOTIFY * HTTP/1.1\r\n\r\n", &answer[..60], &many, &answer.replace("200", "404"), "\u{0}\u{1}"]
         {
-            assert_eq!(server_of(other.as_bytes()), None, "{other:?}");
+            assert_eq!(told(other.as_bytes()), None, "{other:?}");
         }
     }
 }

@@ -17,7 +17,8 @@ use satellite_tests::peers::{self, Peer};
 use satellite_tests::{process, programs, wait};
 
 /// Python packages that the checker, the S3 journey and the devices need.
-const PYTHON_PACKAGES: [&str; 6] = ["pyarrow", "duckdb", "polars", "moto[server]", "boto3", "pymodbus"];
+const PYTHON_PACKAGES: [&str; 8] =
+    ["pyarrow", "duckdb", "polars", "moto[server]", "boto3", "pymodbus", "zeroconf", "async-upnp-client"];
 /// Lines of a failed step that are shown; the rest is in its file.
 const TAIL_LINES: usize = 200;
 

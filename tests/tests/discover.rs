@@ -1,0 +1,112 @@
+//! What `satellite discover` finds in a house, in a network of the test's own: real devices on its addresses, and every
+//! packet seen.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result, ensure};
+use satellite_tests::journey;
+use satellite_tests::modbus::ModbusServer;
+use satellite_tests::neighbours::Neighbour;
+use satellite_tests::netns::{Capture, journey_inside};
+use satellite_tests::nut::Nut;
+use satellite_tests::peers::Peer;
+use satellite_tests::satellite::Satellite;
+use satellite_tests::{process, wait};
+use serde_json::{Value, json};
+
+/// The network of the house.
+const HOUSE: &str = "10.20.0.0/28";
+const POLICY: &str = "networks = [\"10.20.0.0/28\"]\n";
+/// An interface whose neighbours are addresses of this machine. Multicasts go there and not to loopback.
+const SETUP: &str = "ip link add house type veth peer name lane && ip link set lane up && ip link set house up && \
+    for n in 1 5 6 7 9; do ip address add 10.20.0.$n/28 dev house; done && \
+    ip route add multicast 224.0.0.0/4 dev house table local";
+
+fn main() -> ExitCode {
+    const PEERS: &[Peer] = &[Peer::Iproute2, Peer::Nut, Peer::Modbus, Peer::NodeExporter, Peer::Neighbours];
+    journey::run(vec![journey_inside("what_answers_in_the_house_is_found_and_nobody_else_is_asked", PEERS, house)])
+}
+
+/// A web server that says nothing but that it is there.
+fn plug(at: SocketAddr) -> Result<()> {
+    let listener = TcpListener::bind(at)?;
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut request = [0; 2_048];
+            // Whoever asks and goes has asked.
+            drop(stream.read(&mut request));
+            let body = "{\"on\": true}";
+            let head =
+                format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n", body.len());
+            drop(stream.write_all(format!("{head}Connection: close\r\n\r\n{body}").as_bytes()));
+        }
+    });
+    Ok(())
+}
+
+fn house(dir: &Path) -> Result<()> {
+    process::run(Command::new("sh").args(["-c", SETUP]), "")?.success().context("a house")?;
+    let at = |n: u8, port: u16| SocketAddr::from(([10, 20, 0, n], port));
+    let nut_dir = dir.join("nut");
+    let _ups = Nut::start_at(at(5, 3493), &nut_dir, &[("battery.charge", "42"), ("ups.model", "5E 850i")], "x")?;
+    let mut map = vec![0x5375, 0x6e53, 103, 50];
+    map.extend((0..50).map(|at| if at == 12 { 2_000 } else { 0 }));
+    map.extend([0xffff, 0]);
+    let _inverter = ModbusServer::start_at(at(6, 502), dir, (40_000, &map), &[0], &[false], &[false])?;
+    let program = Peer::NodeExporter.path().context("node_exporter")?;
+    let mut command = Command::new(program);
+    command.arg(format!("--web.listen-address={}", at(7, 9100)));
+    let mut exporter = process::Process::start("node_exporter", &mut command, &dir.join("node_exporter.log"))?;
+    wait::until_true("node_exporter", std::time::Duration::from_secs(60), || {
+        exporter.check_running()?;
+        Ok(std::net::TcpStream::connect(at(7, 9100)).is_ok())
+    })?;
+    plug(at(9, 80))?;
+    let services = json!([
+        ["_http._tcp", "Living room lamp", "10.20.0.9", 80, {}],
+        ["_http._tcp", "elsewhere", "10.99.0.1", 80, {}],
+    ]);
+    let _mdns = Neighbour::mdns(dir, "10.20.0.9", &services)?;
+    let _upnp = Neighbour::upnp(dir, "10.20.0.7")?;
+    let satellite = Satellite::new(dir, "attic", &[])?;
+    satellite.set_policy(POLICY)?;
+
+    let capture = Capture::start()?;
+    let said = satellite.command(&["discover", "--network", HOUSE, "--json"], "")?;
+    let report: Value = serde_json::from_str(&said.stdout).with_context(|| said.all())?;
+    let found = |collector: &str, key: &str, value: &str| {
+        let all = report["found"].as_array().into_iter().flatten();
+        let mut fitting = all.filter(|one| one["device"]["collector"] == collector && one["device"][key] == value);
+        fitting.next().cloned().with_context(|| format!("no {collector} at {value}: {report:#}"))
+    };
+    found("ups", "address", "10.20.0.5")?;
+    ensure!(found("sunspec", "address", "10.20.0.6")?["device"]["unit_id"] == 1, "{report:#}");
+    found("prometheus", "url", "http://10.20.0.7:9100/metrics")?;
+    let lamp = found("http", "url", "http://10.20.0.9/")?;
+    ensure!(lamp["what"] == "Living room lamp" && lamp["by"] == "mDNS (_http._tcp)", "{lamp}");
+    let upnp = found("ping", "address", "10.20.0.7")?;
+    ensure!(upnp["by"] == "SSDP", "{upnp}");
+    ensure!(!report.to_string().contains("10.99.0.1"), "{report:#}");
+
+    // Nobody else: the house, the groups that all in it listen to, and where the kernel says that somebody listens.
+    let in_house = |ip: IpAddr| matches!(ip, IpAddr::V4(v4) if v4.octets()[..3] == [10, 20, 0] && v4.octets()[3] < 16);
+    let groups: [IpAddr; 3] = [[224, 0, 0, 22].into(), [224, 0, 0, 251].into(), [239, 255, 255, 250].into()];
+    capture.only(|(ip, _)| in_house(ip) || groups.contains(&ip))?;
+
+    // What it prints can be polled as it stands, and a network outside the policy is not looked at.
+    let printed = satellite.command(&["discover", "--network", HOUSE], "")?.success()?;
+    let file = dir.join("found.toml");
+    std::fs::write(&file, &printed)?;
+    let file = file.to_str().context("a path of text")?.to_owned();
+    let polled = satellite.command(&["probe", "--config", &file, "--json"], "")?.success()?;
+    let polled: Value = serde_json::from_str(&polled)?;
+    let count = polled.as_array().map_or(0, Vec::len);
+    ensure!(count >= 5 && printed.matches("[[device]]").count() == count, "{printed}");
+    let refused = satellite.command(&["discover", "--network", "10.30.0.0/30"], "")?;
+    ensure!(refused.all().contains("10.30.0.0/30 is not looked at"), "{}", refused.all());
+    capture.only(|(ip, _)| in_house(ip) || groups.contains(&ip))?;
+    Ok(())
+}
