@@ -14,6 +14,8 @@ pub mod ping;
 
 pub mod prometheus;
 
+pub mod snmp;
+
 pub mod sunspec;
 
 pub mod tcp;
@@ -58,6 +60,7 @@ pub fn all() -> &'static [CollectorKind] {
         tls::KIND,
         modbus::KIND,
         sunspec::KIND,
+        snmp::KIND,
         ups::KIND,
     ]
 }
