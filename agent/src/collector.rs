@@ -10,6 +10,8 @@ pub mod http;
 
 pub mod modbus;
 
+pub mod mqtt;
+
 pub mod ping;
 
 pub mod prometheus;
@@ -61,6 +63,7 @@ pub fn all() -> &'static [CollectorKind] {
         modbus::KIND,
         sunspec::KIND,
         snmp::KIND,
+        mqtt::KIND,
         ups::KIND,
     ]
 }

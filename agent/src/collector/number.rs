@@ -97,8 +97,13 @@ impl Number {
 
     /// Adds what was read, with a label of the collector's own where it has one.
     pub(crate) fn add(&self, metric: usize, label: Option<(&str, &str)>, value: f64, readings: &mut Readings) {
+        self.add_with(metric, label.as_slice(), value, readings);
+    }
+
+    /// The same with as many labels as the collector has.
+    pub(crate) fn add_with(&self, metric: usize, more: &[(&str, &str)], value: f64, readings: &mut Readings) {
         let labels = self.labels.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        let labels: Vec<(&str, &str)> = labels.chain(label).collect();
+        let labels: Vec<(&str, &str)> = labels.chain(more.iter().copied()).collect();
         let family = Family { name: &self.name, kind: self.kind, unit: &self.unit };
         readings.sample(metric, family, &labels, value * self.scale);
     }

@@ -13,6 +13,8 @@ const FILTERS_MAX: usize = 2;
 const NESTING_MAX: usize = 6;
 /// Numbers one path may give.
 const MATCHES_MAX: usize = 1_000;
+/// What is said of a path that matches nowhere.
+pub(crate) const NOTHING: &str = "nothing is there in the answer";
 /// An `index` label.
 const INDEX_BYTES_MAX: usize = 256;
 
@@ -68,6 +70,15 @@ impl Path {
     /// # Errors
     /// Says what there was, where there was no number.
     pub fn numbers(&self, document: &Value) -> Result<Vec<(String, f64)>, String> {
+        self.numbers_as(document, number)
+    }
+
+    /// The same for one who takes other values for numbers as well.
+    pub(crate) fn numbers_as(
+        &self,
+        document: &Value,
+        number: impl Fn(&Value) -> Option<f64>,
+    ) -> Result<Vec<(String, f64)>, String> {
         let found = self.query.query_located(document);
         if found.len() > MATCHES_MAX {
             return Err(format!("matches {} times, more than {MATCHES_MAX}", found.len()));
@@ -83,7 +94,7 @@ impl Path {
         match (numbers.is_empty(), other) {
             (false, _) => Ok(numbers),
             (true, Some(what)) => Err(format!("found {what}, not a number")),
-            (true, None) => Err("nothing is there in the answer".into()),
+            (true, None) => Err(NOTHING.into()),
         }
     }
 
