@@ -62,6 +62,8 @@ pub mod machine;
 
 pub mod modbus;
 
+pub mod mosquitto;
+
 pub mod nut;
 
 pub mod rounds;

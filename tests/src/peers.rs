@@ -57,10 +57,14 @@ pub enum Peer {
     Modbus,
     /// Devices that say that they are there (zeroconf, async-upnp-client).
     Neighbours,
+    /// An MQTT broker.
+    Mosquitto,
+    /// What publishes to it.
+    MosquittoClients,
 }
 
 /// All of them.
-pub const ALL: [Peer; 21] = [
+pub const ALL: [Peer; 23] = [
     Peer::Python,
     Peer::S3,
     Peer::NodeExporter,
@@ -82,6 +86,8 @@ pub const ALL: [Peer; 21] = [
     Peer::Nut,
     Peer::Modbus,
     Peer::Neighbours,
+    Peer::Mosquitto,
+    Peer::MosquittoClients,
 ];
 
 impl Peer {
@@ -107,6 +113,8 @@ impl Peer {
             Self::Mmdebstrap => "mmdebstrap",
             Self::Cpio => "cpio",
             Self::Nut => "nut-server",
+            Self::Mosquitto => "mosquitto",
+            Self::MosquittoClients => "mosquitto-clients",
         }
     }
 
@@ -146,6 +154,8 @@ impl Peer {
             Self::Nut => nut::find(),
             Self::Modbus => python_with("pymodbus"),
             Self::Neighbours => python_with("zeroconf, async_upnp_client.server"),
+            Self::Mosquitto => in_path("mosquitto").filter(|_| in_path("mosquitto_passwd").is_some()),
+            Self::MosquittoClients => in_path("mosquitto_pub"),
         }
     }
 

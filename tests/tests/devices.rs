@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use satellite_tests::house::{House, SOON};
 use satellite_tests::journey::{self, journey};
 use satellite_tests::modbus::ModbusServer;
+use satellite_tests::mosquitto::{self, Mosquitto};
 use satellite_tests::nut::{self, Nut};
 use satellite_tests::peers::Peer;
 use satellite_tests::wait;
@@ -19,10 +20,13 @@ const PASSWORD: &str = "pass \"word\" \\ #1";
 fn main() -> ExitCode {
     const NUT: &[Peer] = &[Peer::Nut, Peer::Python];
     const MODBUS: &[Peer] = &[Peer::Modbus, Peer::Python];
+    const MQTT: &[Peer] = &[Peer::Mosquitto, Peer::MosquittoClients, Peer::Python];
     journey::run(vec![
         journey("a_ups_is_read_from_a_real_upsd", NUT, ups),
         journey("registers_and_coils_are_read_from_a_real_modbus_server", MODBUS, modbus),
         journey("an_inverter_is_found_in_a_map_that_a_real_modbus_server_has", MODBUS, sunspec),
+        journey("what_devices_publish_is_heard_at_a_real_broker", MQTT, mqtt),
+        journey("zigbee2mqtt_tasmota_and_home_assistants_discovery_are_known_by_themselves", MQTT, mqtt_profiles),
     ])
 }
 
@@ -178,6 +182,192 @@ fn sunspec(dir: &Path) -> Result<()> {
     ensure!(energy == Some(&7_864_320.0), "{found:?}");
     house.configure(&format!("{device}unit_id = 9\n"))?;
     wait::until_true("a unit that is not there", SOON, || Ok(probed(&house, "pv")?.is_err()))?;
+    let verdict = house.finish(&[])?;
+    ensure!(verdict.stored > 0, "{:?}", verdict.reasons);
+    Ok(())
+}
+
+fn mqtt(dir: &Path) -> Result<()> {
+    let mut broker = Mosquitto::start(&dir.join("mosquitto"), PASSWORD)?;
+    let mut house = House::new(dir, &[])?;
+    house.satellite.stop()?;
+    house.satellite.allow(&[broker.port, broker.tls_port])?;
+    house.satellite.start()?;
+    let at = |port: u16, more: &str| {
+        format!(
+            "[[device]]\nname = \"home\"\ncollector = \"mqtt\"\naddress = \"127.0.0.1:{port}\"\nevery = \"1s\"\n{more}\
+             [[device.metric]]\nname = \"power_watts\"\ntopic = \"tele/+/SENSOR\"\npath = \"$.ENERGY.Power\"\n\
+             labels_from = [\"plug\"]\nunit = \"watts\"\nsilent_after = \"4s\"\n\
+             [[device.metric]]\nname = \"door_open\"\ntopic = \"door\"\nretained = true\n"
+        )
+    };
+    let login = format!("user = \"{}\"\nsecret = \"mqtt\"\n", mosquitto::USER);
+    broker.publish("door", "ON", true)?;
+    let refused_for = |what: &str, said: &str| {
+        wait::until_true(what, SOON, || Ok(probed(&house, "home")?.is_err_and(|why| why.contains(said))))
+    };
+    house.configure(&at(broker.port, ""))?;
+    refused_for("a broker that wants a user", "wants a user and a password")?;
+    house.configure(&at(broker.port, &login))?;
+    refused_for("a secret that nobody set", "no secret `mqtt`")?;
+    let set = |value: &str| {
+        let arguments = ["secrets", "set", "mqtt", "--host", "127.0.0.1", "--protocol", "mqtt"];
+        house.satellite.command(&arguments, value)?.success()
+    };
+    set("wrong")?;
+    refused_for("a wrong password", "satellite secrets set mqtt")?;
+    set(PASSWORD)?;
+
+    // What runs already tries again by itself, within its pauses.
+    let outcome = || -> Result<(String, String)> {
+        let status = house.satellite.status()?;
+        let device = &status["devices"][0];
+        Ok((device["outcome"].to_string(), device["detail"].to_string()))
+    };
+    let speaks = || -> Result<bool> {
+        broker_says(&broker, "42.5")?;
+        Ok(outcome()?.0.contains("ok"))
+    };
+    wait::until_true("values of both topics", SOON * 3, speaks)?;
+    wait::until_true("silence", SOON, || Ok(outcome()?.1.contains("is silent since")))?;
+    wait::until_true("the values again", SOON, speaks)?;
+
+    broker.kill()?;
+    let is_gap = |reason: &str, detail: &str| -> Result<bool> {
+        let gaps = house.satellite.gaps()?;
+        let is_it = |gap: &Value| gap["reason"] == reason && gap["detail"].to_string().contains(detail);
+        Ok(gaps["gaps"].as_array().into_iter().flatten().any(is_it))
+    };
+    wait::until_true("a gap of the lost broker", SOON, || is_gap("refused", "nothing listens there"))?;
+    broker.restart()?;
+    broker.publish("door", "OFF", true)?;
+    wait::until_true("values of the broker that is back", SOON * 3, || {
+        broker_says(&broker, "43.5")?;
+        Ok(outcome()?.0.contains("ok"))
+    })?;
+    ensure!(is_gap("timeout", "is silent since")?, "no gap of the silence: {}", house.satellite.gaps()?);
+
+    house.configure(&at(broker.tls_port, &format!("{login}tls = \"verify\"\n")))?;
+    let refused = probed(&house, "home")?.err().context("a certificate that signs for itself was trusted")?;
+    let pin = refused.split("pin:").nth(1).and_then(|rest| rest.get(..64)).with_context(|| refused.clone())?.to_owned();
+    let pinned = format!("{login}tls = \"pin:{pin}\"\n");
+    house.configure(
+        &at(broker.tls_port, &pinned)
+            .replace("[[device.metric]]\nname = \"power", "retained = true\n[[device.metric]]\nname = \"power"),
+    )?;
+    broker.publish("tele/tv/SENSOR", "{\"ENERGY\": {\"Power\": 44.5}}", true)?;
+    let found = probed(&house, "home")?.map_err(anyhow::Error::msg)?;
+    let value = |series: &str| found.get(series).copied();
+    ensure!(value("power_watts{plug=\"tv\"}") == Some(44.5) && value("door_open{}") == Some(0.0), "{found:?}");
+    ensure!(value("probe_success{}") == Some(1.0), "{found:?}");
+    let verdict = house.finish(&[])?;
+    ensure!(verdict.stored > 0 && verdict.reasons.contains_key("refused"), "{:?}", verdict.reasons);
+    let stored = house.relay.data_dir();
+    ensure!(stored.exists(), "{}", stored.display());
+    Ok(())
+}
+
+fn broker_says(broker: &Mosquitto, power: &str) -> Result<()> {
+    broker.publish("tele/tv/SENSOR", &format!("{{\"ENERGY\": {{\"Power\": {power}}}}}"), false)
+}
+
+/// Messages shaped as the three projects document theirs.
+fn mqtt_profiles(dir: &Path) -> Result<()> {
+    let broker = Mosquitto::start(&dir.join("mosquitto"), PASSWORD)?;
+    let mut house = House::new(dir, &[])?;
+    house.satellite.stop()?;
+    house.satellite.allow(&[broker.port])?;
+    house.satellite.start()?;
+    let arguments = ["secrets", "set", "mqtt", "--host", "127.0.0.1", "--protocol", "mqtt"];
+    house.satellite.command(&arguments, PASSWORD)?.success()?;
+    let devices = serde_json::json!([
+        {"ieee_address": "0x00124b00120144ae", "type": "Coordinator", "friendly_name": "Coordinator", "definition": null},
+        {"ieee_address": "0x00158d00018255df", "type": "EndDevice", "friendly_name": "attic/climate", "supported": true,
+         "power_source": "Battery", "model_id": "lumi.weather", "manufacturer": "LUMI", "definition": {"model": "WSDCGQ11LM",
+         "vendor": "Aqara", "exposes": [
+            {"type": "numeric", "property": "temperature", "unit": "°C", "access": 1},
+            {"type": "numeric", "property": "battery", "unit": "%", "access": 1}]}},
+    ]);
+    let entity = serde_json::json!({"name": "Energy", "stat_t": "boiler/state", "unit_of_meas": "kWh", "dev_cla": "energy",
+        "stat_cla": "total_increasing", "val_tpl": "{{ value_json.energy }}", "uniq_id": "boiler_energy",
+        "avty_t": "boiler/status", "dev": {"ids": ["boiler"], "name": "Boiler"}});
+    for (topic, message) in [
+        ("zigbee2mqtt/bridge/state", "{\"state\": \"online\"}"),
+        ("zigbee2mqtt/bridge/devices", &devices.to_string()),
+        ("zigbee2mqtt/attic/climate", "{\"temperature\": 21.5, \"battery\": 97, \"linkquality\": 120}"),
+        ("zigbee2mqtt/attic/climate/availability", "{\"state\": \"online\"}"),
+        ("tele/tv/LWT", "Online"),
+        (
+            "tele/tv/SENSOR",
+            "{\"Time\": \"2026-11-22T15:00:00\", \"ENERGY\": {\"Total\": 12.5, \"Power\": 42, \"Voltage\": 230}}",
+        ),
+        ("tele/tv/STATE", "{\"POWER\": \"ON\", \"UptimeSec\": 3600, \"Wifi\": {\"RSSI\": 80, \"Signal\": -60}}"),
+        ("homeassistant/sensor/boiler_energy/config", &entity.to_string()),
+        ("boiler/state", "{\"energy\": 7.25}"),
+        ("boiler/status", "online"),
+    ] {
+        broker.publish(topic, message, true)?;
+    }
+    let device = |profile: &str| {
+        format!(
+            "[[device]]\nname = \"{profile}\"\ncollector = \"mqtt\"\naddress = \"127.0.0.1:{}\"\nevery = \"1s\"\n\
+             user = \"{}\"\nsecret = \"mqtt\"\nprofile = \"{profile}\"\nretained = true\n",
+            broker.port,
+            mosquitto::USER
+        )
+    };
+    let profiles = ["zigbee2mqtt", "tasmota", "homeassistant"];
+    house.configure(&profiles.map(device).concat())?;
+    let expected: [&[(&str, f64)]; 3] = [
+        &[
+            ("zigbee2mqtt_device_temperature{device=\"attic/climate\"}", 21.5),
+            ("zigbee2mqtt_device_battery{device=\"attic/climate\"}", 97.0),
+            ("zigbee2mqtt_device_link_quality{device=\"attic/climate\"}", 120.0),
+            ("zigbee2mqtt_device_up{device=\"attic/climate\"}", 1.0),
+            ("zigbee2mqtt_bridge_state{}", 1.0),
+        ],
+        &[
+            ("tasmota_up{device=\"tv\"}", 1.0),
+            ("tasmota_power_watts{device=\"tv\"}", 42.0),
+            ("tasmota_kwh_total{device=\"tv\"}", 12.5),
+            ("tasmota_on{device=\"tv\"}", 1.0),
+            ("tasmota_wifi_signal_dbm{device=\"tv\"}", -60.0),
+        ],
+        &[(
+            "homeassistant_sensor_energy_kwh{device=\"Boiler\",domain=\"sensor\",entity=\"sensor.boiler_energy\",friendly_name=\"Boiler Energy\"}",
+            7.25,
+        )],
+    ];
+    for (profile, expected) in profiles.iter().zip(expected) {
+        let found = probed(&house, profile)?.map_err(anyhow::Error::msg)?;
+        for (series, value) in expected {
+            ensure!(found.get(*series) == Some(value), "{series} is not {value}: {found:?}");
+        }
+        ensure!(found.get("probe_success{}") == Some(&1.0), "{found:?}");
+    }
+    let info = probed(&house, "zigbee2mqtt")?.map_err(anyhow::Error::msg)?;
+    ensure!(
+        info.keys().any(|series| series.contains("device_info") && series.contains("model=\"WSDCGQ11LM\"")),
+        "{info:?}"
+    );
+
+    // Whoever is gone has no values, and the rest of its profile goes on.
+    broker.publish("zigbee2mqtt/attic/climate/availability", "{\"state\": \"offline\"}", true)?;
+    broker.publish("zigbee2mqtt/attic/climate", "", true)?;
+    broker.publish("tele/tv/LWT", "Offline", true)?;
+    let is_told = |device: &str, series: &str, value: f64| -> Result<bool> {
+        Ok(probed(&house, device)?.is_ok_and(|found| {
+            let is_it = |(name, other): (&String, &f64)| name.starts_with(series) && *other == value;
+            found.iter().any(is_it)
+        }))
+    };
+    wait::until_true("a device that is offline", SOON, || is_told("zigbee2mqtt", "zigbee2mqtt_device_up", 0.0))?;
+    ensure!(!is_told("zigbee2mqtt", "zigbee2mqtt_device_temperature", 21.5)?);
+    let has_samples = |device: &Value| device["polls_ok"].as_u64() > Some(0) && device["samples"].as_u64() > Some(5);
+    wait::until_true("polls of all three by the schedule", SOON, || {
+        let status = house.satellite.status()?;
+        Ok(status["devices"].as_array().is_some_and(|devices| devices.len() == 3 && devices.iter().all(has_samples)))
+    })?;
     let verdict = house.finish(&[])?;
     ensure!(verdict.stored > 0, "{:?}", verdict.reasons);
     Ok(())

@@ -324,7 +324,7 @@ async fn hear(publish: Publish, shared: &Shared) -> Result<Vec<String>, Failure>
         let work = tokio::task::spawn_blocking(move || form.read(&payload));
         work.await.map_err(|error| Failure::new(Reason::BadAnswer, format!("`{}`: {error}", shown(topic))))?
     };
-    Ok(shared.change(|inbox| inbox.on_message(topic, publish.retain, &said)))
+    Ok(shared.change(|inbox| inbox.on_message(topic, publish.retain, said)))
 }
 
 /// Lets a broker say so much a second, and the others of this process have their turn.

@@ -24,6 +24,9 @@ use crate::collector::{Failure, Family, Readings};
 pub(super) const SERIES_MAX: usize = 1_000;
 /// Series of one topic, where a profile finds them.
 const SERIES_PER_TOPIC_MAX: usize = 200;
+/// Messages that are kept until a profile understands them, and how large one may be.
+const EARLY_MAX: usize = 200;
+const EARLY_BYTES_MAX: usize = 8 << 10;
 
 /// When a value counts.
 #[derive(Debug, Clone, Copy)]
@@ -110,6 +113,13 @@ struct Series {
     told: Told,
 }
 
+/// A message that a profile can't understand yet.
+struct Early {
+    at: Now,
+    retained: bool,
+    said: Said,
+}
+
 /// A message that gave a metric nothing.
 #[derive(Clone)]
 struct Passed {
@@ -137,6 +147,7 @@ pub(super) struct Inbox {
     heard: BTreeMap<(usize, String), Heard>,
     passed: Vec<Option<Passed>>,
     series: BTreeMap<String, Vec<Series>>,
+    early: BTreeMap<String, Early>,
     /// Filters that the broker does not let this user read.
     refused: Vec<String>,
     /// How long the last connection took to stand.
@@ -172,6 +183,7 @@ impl Inbox {
             link: Link::Starting,
             heard: BTreeMap::new(),
             series: BTreeMap::new(),
+            early: BTreeMap::new(),
             refused: Vec::new(),
             connect_seconds: 0.0,
             messages: 0,
@@ -216,6 +228,7 @@ impl Inbox {
         self.link = Link::Down { since, failure };
         self.heard.clear();
         self.series.clear();
+        self.early.clear();
         self.passed.fill(None);
         if let Some((profile, _)) = &mut self.profile {
             profile.reset();
@@ -229,27 +242,46 @@ impl Inbox {
     }
 
     /// Takes up a message; gives topics to listen to from now on.
-    pub(super) fn on_message(&mut self, topic: &str, retained: bool, said: &Said) -> Vec<String> {
+    pub(super) fn on_message(&mut self, topic: &str, retained: bool, said: Said) -> Vec<String> {
         let now = self.clock.now();
         self.messages += 1;
         if matches!(said, Said::Other(_)) {
             self.ignored += 1;
         }
         for index in 0..self.listed.len() {
-            self.take_listed(index, topic, retained, said, now);
+            self.take_listed(index, topic, retained, &said, now);
         }
+        self.take_profile(topic, Early { at: now, retained, said })
+    }
+
+    fn take_profile(&mut self, topic: &str, message: Early) -> Vec<String> {
         let Some((profile, rule)) = &mut self.profile else { return Vec::new() };
-        let (heard, rule) = (profile.hear(topic, said), *rule);
+        let (heard, rule) = (profile.hear(topic, &message.said), *rule);
         for topic in heard.forgotten {
             self.series.remove(&topic);
         }
         for told in heard.told {
-            let counts = told.life == Life::State || !retained || rule.retained;
+            let counts = told.life == Life::State || !message.retained || rule.retained;
             if counts && told.value.is_finite() && is_metric_name(&told.name) {
-                self.take_told(topic, told, now);
+                self.take_told(topic, told, message.at);
             }
         }
-        heard.wanted
+        if heard.is_early {
+            if message.said.weight() <= EARLY_BYTES_MAX
+                && (self.early.len() < EARLY_MAX || self.early.contains_key(topic))
+            {
+                self.early.insert(topic.to_owned(), message);
+            } else {
+                self.ignored += 1;
+            }
+        }
+        let mut wanted = heard.wanted;
+        if heard.is_ready {
+            for (topic, message) in std::mem::take(&mut self.early) {
+                wanted.extend(self.take_profile(&topic, message));
+            }
+        }
+        wanted
     }
 
     fn take_listed(&mut self, index: usize, topic: &str, retained: bool, said: &Said, now: Now) {
@@ -581,13 +613,13 @@ mod tests {
         let mut bench = bench(vec![listed("a", None, RULE)], false);
         bench.refusal(0, Reason::Timeout, "`a` has said nothing since the subscription of 2026-11-22 15:00:00 UTC");
         bench.clock.advance(5_000);
-        bench.inbox.on_message("a", false, &Said::Number(3.0));
+        bench.inbox.on_message("a", false, Said::Number(3.0));
         bench.clock.advance(60_000);
         assert_eq!(bench.told(0).unwrap(), [("room=attic".to_owned(), 6.0)]);
         bench.clock.advance(1);
         bench.refusal(0, Reason::Timeout, "`a` is silent since 2026-11-22 15:00:05 UTC, longer than silent_after = 1m");
         // The wall clock may jump: what counts is how long it was.
-        bench.inbox.on_message("a", false, &Said::Number(4.0));
+        bench.inbox.on_message("a", false, Said::Number(4.0));
         bench.clock.step_wall(0);
         assert_eq!(bench.told(0).unwrap()[0].1, 8.0);
     }
@@ -595,8 +627,8 @@ mod tests {
     #[test]
     fn a_lost_connection_is_one_gap_and_what_was_known_is_forgotten() {
         let mut bench = bench(vec![listed("a", None, RULE)], true);
-        bench.inbox.on_message("a", false, &Said::Number(3.0));
-        bench.inbox.on_message("tele/plug/LWT", true, &Said::Number(1.0));
+        bench.inbox.on_message("a", false, Said::Number(3.0));
+        bench.inbox.on_message("tele/plug/LWT", true, Said::Number(1.0));
         bench.inbox.on_down(Failure::new(Reason::Refused, "the broker hung up"));
         bench.clock.advance(30_000);
         bench.inbox.on_down(Failure::new(Reason::Refused, "connection refused: nothing listens there"));
@@ -611,11 +643,11 @@ mod tests {
     #[test]
     fn what_was_retained_counts_only_where_it_is_asked_for() {
         let mut bench = bench(vec![listed("a", None, RULE), listed("a", None, Rule { retained: true, ..RULE })], true);
-        bench.inbox.on_message("a", true, &Said::Number(3.0));
+        bench.inbox.on_message("a", true, Said::Number(3.0));
         bench.refusal(0, Reason::Timeout, "was retained: it counts with `retained = true`");
         assert_eq!(bench.told(1).unwrap()[0].1, 6.0);
-        bench.inbox.on_message("tele/plug/SENSOR", true, &Said::Json(json!({"ENERGY": {"Power": 5}})));
-        bench.inbox.on_message("tele/plug/LWT", true, &Said::Number(1.0));
+        bench.inbox.on_message("tele/plug/SENSOR", true, Said::Json(json!({"ENERGY": {"Power": 5}})));
+        bench.inbox.on_message("tele/plug/LWT", true, Said::Number(1.0));
         assert_eq!(bench.told(2).unwrap(), [("device=plug".to_owned(), 1.0)], "presence is made to be retained");
     }
 
@@ -623,10 +655,10 @@ mod tests {
     fn a_wildcard_is_a_label_and_each_topic_is_silent_by_itself() {
         let mut bench = bench(vec![listed("tele/+/SENSOR", Some("$.e[*].p"), RULE)], false);
         bench.inbox.listed[0].labels_from = Some(vec!["plug".into()]);
-        bench.inbox.on_message("tele/tv/SENSOR", false, &Said::Json(json!({"e": [{"p": 1}, {"p": "ON"}]})));
+        bench.inbox.on_message("tele/tv/SENSOR", false, Said::Json(json!({"e": [{"p": 1}, {"p": "ON"}]})));
         bench.clock.advance(50_000);
-        bench.inbox.on_message("tele/lamp/SENSOR", false, &Said::Json(json!({"e": [{"p": 5}]})));
-        bench.inbox.on_message("tele/bare/SENSOR", false, &Said::Json(json!({"f": 1})));
+        bench.inbox.on_message("tele/lamp/SENSOR", false, Said::Json(json!({"e": [{"p": 5}]})));
+        bench.inbox.on_message("tele/bare/SENSOR", false, Said::Json(json!({"f": 1})));
         let mut told = bench.told(0).unwrap();
         told.sort_by(|a, b| a.0.cmp(&b.0));
         let expect = [("index=0,plug=lamp", 10.0), ("index=0,plug=tv", 2.0), ("index=1,plug=tv", 2.0)];
@@ -635,7 +667,7 @@ mod tests {
         assert_eq!(bench.told(0).unwrap().len(), 1);
         assert_eq!((bench.inbox.standing().speaking, bench.inbox.standing().silent), (1, 2));
         bench.inbox.listed[0].labels_from = None;
-        bench.inbox.on_message("tele/tv/SENSOR", false, &Said::Json(json!({"e": [{"p": 1}]})));
+        bench.inbox.on_message("tele/tv/SENSOR", false, Said::Json(json!({"e": [{"p": 1}]})));
         assert!(bench.told(0).unwrap().iter().any(|(labels, _)| labels.ends_with("topic=tele/tv/SENSOR")));
     }
 
@@ -643,7 +675,7 @@ mod tests {
     fn a_message_that_is_no_value_is_told_until_the_next_one() {
         let mut bench = bench(vec![listed("a", None, RULE), listed("a", Some("$.x"), RULE)], false);
         let check = |bench: &mut Bench, said: Said, plain: &str, path: &str| {
-            bench.inbox.on_message("a", false, &said);
+            bench.inbox.on_message("a", false, said);
             for (metric, why) in [(0, plain), (1, path)] {
                 bench.refusal(metric, Reason::BadAnswer, why);
             }
@@ -654,11 +686,11 @@ mod tests {
         check(&mut bench, word, "`warm` is no number", "`warm` is no number");
         check(&mut bench, Said::Nothing, "is empty", "is empty");
         check(&mut bench, Said::Other("the message is no text".into()), "no text", "no text");
-        bench.inbox.on_message("a", false, &Said::Number(1.0));
+        bench.inbox.on_message("a", false, Said::Number(1.0));
         assert_eq!(bench.told(0).unwrap()[0].1, 2.0);
         bench.refusal(1, Reason::BadAnswer, "leave out `path`");
-        bench.inbox.on_message("a", false, &Said::Json(json!({"x": "ON"})));
-        bench.inbox.on_message("a", false, &Said::Json(json!({"y": 1})));
+        bench.inbox.on_message("a", false, Said::Json(json!({"x": "ON"})));
+        bench.inbox.on_message("a", false, Said::Json(json!({"y": 1})));
         assert_eq!(bench.told(1).unwrap()[0].1, 2.0, "a message that is about something else changes nothing");
         assert_eq!(bench.inbox.standing().ignored, 1);
     }
@@ -667,15 +699,15 @@ mod tests {
     fn series_are_bounded_and_the_silent_ones_make_room() {
         let mut bench = bench(vec![listed("#", None, RULE)], true);
         for n in 0..1_500 {
-            bench.inbox.on_message(&format!("t/{n}"), false, &Said::Number(1.0));
+            bench.inbox.on_message(&format!("t/{n}"), false, Said::Number(1.0));
         }
         assert_eq!((bench.told(0).unwrap().len(), bench.inbox.standing().ignored), (SERIES_MAX, 500));
         bench.clock.advance(61_000);
-        bench.inbox.on_message("t/new", false, &Said::Number(1.0));
+        bench.inbox.on_message("t/new", false, Said::Number(1.0));
         assert_eq!((bench.told(0).unwrap().len(), bench.inbox.held()), (1, 1));
         let many: serde_json::Map<String, serde_json::Value> =
             (0..900).map(|n| (format!("S{n}"), json!({"Temperature": n}))).collect();
-        bench.inbox.on_message("tele/plug/SENSOR", false, &Said::Json(serde_json::Value::Object(many)));
+        bench.inbox.on_message("tele/plug/SENSOR", false, Said::Json(serde_json::Value::Object(many)));
         assert_eq!(bench.told(1).unwrap().len(), SERIES_PER_TOPIC_MAX);
     }
 
@@ -683,7 +715,7 @@ mod tests {
     fn a_topic_that_the_broker_refuses_is_told_alone() {
         let mut bench = bench(vec![listed("a", None, RULE), listed("b", None, RULE)], true);
         bench.inbox.on_up(0.1, vec!["a".into(), "tele/#".into()]);
-        bench.inbox.on_message("b", false, &Said::Number(1.0));
+        bench.inbox.on_message("b", false, Said::Number(1.0));
         bench.refusal(0, Reason::Refused, "`a`: the broker does not let this user read it");
         bench.refusal(2, Reason::Refused, "`tele/#`: the broker does not let this user read it");
         assert!(bench.told(1).is_ok());
@@ -694,10 +726,10 @@ mod tests {
         let mut bench = bench(vec![listed("a", None, RULE)], true);
         assert_eq!(bench.inbox.patience(&[0], true), Patience::UntilNews);
         assert_eq!(bench.inbox.patience(&[0], false), Patience::Over);
-        bench.inbox.on_message("a", false, &Said::Number(1.0));
+        bench.inbox.on_message("a", false, Said::Number(1.0));
         assert_eq!(bench.inbox.patience(&[0], true), Patience::Over);
         assert_eq!(bench.inbox.patience(&[0, 1], true), Patience::UntilNews);
-        bench.inbox.on_message("tele/plug/LWT", true, &Said::Number(1.0));
+        bench.inbox.on_message("tele/plug/LWT", true, Said::Number(1.0));
         assert_eq!(bench.inbox.patience(&[0, 1, 2], true), Patience::UntilQuiet);
         assert_eq!(bench.inbox.patience(&[2], true), Patience::Over);
         bench.inbox.on_down(Failure::new(Reason::Refused, "x"));
@@ -707,9 +739,28 @@ mod tests {
     #[test]
     fn the_last_will_takes_a_devices_values_away() {
         let mut bench = bench(vec![], true);
-        bench.inbox.on_message("tele/plug/SENSOR", false, &Said::Json(json!({"ENERGY": {"Power": 5}})));
+        bench.inbox.on_message("tele/plug/SENSOR", false, Said::Json(json!({"ENERGY": {"Power": 5}})));
         assert_eq!(bench.told(0).unwrap().len(), 1);
-        bench.inbox.on_message("tele/plug/LWT", false, &Said::Number(0.0));
+        bench.inbox.on_message("tele/plug/LWT", false, Said::Number(0.0));
         assert_eq!(bench.told(0).unwrap(), [("device=plug".to_owned(), 0.0)]);
+    }
+
+    #[test]
+    fn what_came_before_the_list_of_devices_is_told_once_it_is_there() {
+        let mut bench = bench(vec![], false);
+        let network = super::super::zigbee2mqtt::Zigbee2mqtt::new("z").unwrap();
+        bench.inbox.profile = Some((Box::new(network), RULE));
+        bench.inbox.on_message("z/plug", true, Said::Json(json!({"temperature": 1})));
+        bench.inbox.on_message("z/attic", false, Said::Json(json!({"temperature": 21.5})));
+        bench.inbox.on_message("z/big", false, Said::Json(json!({"x": "y".repeat(10_000)})));
+        bench.clock.advance(30_000);
+        let list = br#"[{"friendly_name": "attic", "definition": {"exposes": [{"type": "numeric", "property": "temperature", "unit": "\u00b0C"}]}}, {"friendly_name": "plug"}]"#;
+        bench.inbox.on_message("z/bridge/devices", true, Form::Devices.read(list));
+        assert_eq!((bench.inbox.early.len(), bench.inbox.standing().ignored), (0, 1));
+        let told = bench.told(0).unwrap();
+        assert!(told.contains(&("device=attic".to_owned(), 21.5)), "{told:?}");
+        assert!(!told.contains(&("device=plug".to_owned(), 1.0)), "what was retained does not count: {told:?}");
+        bench.clock.advance(31_000);
+        assert!(!bench.told(0).unwrap().contains(&("device=attic".to_owned(), 21.5)), "it counts from when it came");
     }
 }

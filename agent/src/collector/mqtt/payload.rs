@@ -32,6 +32,29 @@ pub(super) enum Said {
     Other(String),
 }
 
+impl Said {
+    /// About what it takes in memory, from above where it is little.
+    pub(super) fn weight(&self) -> usize {
+        match self {
+            Self::Json(document) => weight(document),
+            Self::Word { text, why } => text.len() + why.len(),
+            Self::Other(why) => why.len(),
+            Self::Number(_) | Self::Nothing => 0,
+            Self::Devices(_) => usize::MAX,
+        }
+    }
+}
+
+fn weight(value: &Value) -> usize {
+    64 + match value {
+        Value::String(text) => text.len(),
+        Value::Array(values) => values.iter().map(weight).sum(),
+        // A node of a tree, each with its names.
+        Value::Object(map) => 700 + map.iter().map(|(name, value)| name.len() + weight(value)).sum::<usize>(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+    }
+}
+
 /// How a payload is to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {

@@ -38,6 +38,10 @@ pub(super) struct Heard {
     pub(super) told: Vec<Told>,
     /// Topics to listen to from now on.
     pub(super) wanted: Vec<String>,
+    /// The message can't be understood yet: it is to be kept and said again.
+    pub(super) is_early: bool,
+    /// What was kept can be understood now.
+    pub(super) is_ready: bool,
 }
 
 /// One value of one series.

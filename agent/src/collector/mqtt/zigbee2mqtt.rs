@@ -279,7 +279,7 @@ pub(super) struct Zigbee2mqtt {
     /// `zigbee2mqtt`, without the slash.
     base: String,
     filter: Filter,
-    /// By name; none before the list has come.
+    /// By name; none before the list has come, and until then nothing is told.
     devices: Option<BTreeMap<String, Device>>,
 }
 
@@ -300,19 +300,14 @@ impl Zigbee2mqtt {
             heard.forgotten.push(format!("{}/{name}/availability", self.base));
         }
         heard.told = devices.iter().map(info).collect();
+        heard.is_ready = true;
         heard
     }
 
     fn on_state(&self, name: &str, message: &serde_json::Map<String, Value>) -> Heard {
-        let device = match &self.devices {
-            Some(devices) => match devices.get(name) {
-                Some(device) => Some(device),
-                None => return Heard::default(),
-            },
-            None => None,
-        };
-        let told = message.iter().filter_map(|(key, value)| told(name, device, key, value)).collect();
-        Heard { told, ..Heard::default() }
+        let device = self.devices.as_ref().and_then(|devices| devices.get(name));
+        let told = device.map(|device| message.iter().filter_map(|(key, value)| told(device, key, value)).collect());
+        Heard { told: told.unwrap_or_default(), ..Heard::default() }
     }
 }
 
@@ -349,16 +344,17 @@ impl Profile for Zigbee2mqtt {
         if rest.starts_with("bridge/") {
             return Heard::default();
         }
-        if let Some(name) = rest.strip_suffix("/availability") {
-            let is_known = self.devices.as_ref().is_none_or(|devices| devices.contains_key(name));
-            let Some(up) = state(said).filter(|_| is_known) else { return Heard::default() };
+        let Some(devices) = &self.devices else {
+            // Without the list nobody knows whether this is a device, and in which units it speaks.
+            return Heard { is_early: true, ..Heard::default() };
+        };
+        if let Some(name) = rest.strip_suffix("/availability").filter(|name| devices.contains_key(*name)) {
+            let Some(up) = state(said) else { return Heard::default() };
             let forgotten = if up == 0.0 { vec![format!("{}/{name}", self.base)] } else { Vec::new() };
             let told = vec![Told::gauge("zigbee2mqtt_device_up", "", name, up).lasting()];
             return Heard { forgotten, told, ..Heard::default() };
         }
         match said {
-            // A command to a device, before the list says whether it is the name of one.
-            _ if self.devices.is_none() && (rest.ends_with("/set") || rest.ends_with("/get")) => Heard::default(),
             Said::Json(Value::Object(message)) => self.on_state(rest, message),
             _ => Heard::default(),
         }
@@ -393,7 +389,8 @@ fn info(device: &Device) -> Told {
         .with("date_code", &device.date_code)
 }
 
-fn told(name: &str, device: Option<&Device>, key: &str, value: &Value) -> Option<Told> {
+fn told(device: &Device, key: &str, value: &Value) -> Option<Told> {
+    let name = &device.friendly_name;
     let gauge =
         |series: &str, unit, value| Some(Told::gauge(format!("zigbee2mqtt_device_{series}"), unit, name, value));
     match key {
@@ -401,8 +398,7 @@ fn told(name: &str, device: Option<&Device>, key: &str, value: &Value) -> Option
         "last_seen" => return gauge("last_seen_timestamp", "seconds", timestamp(value)?),
         _ => {}
     }
-    let exposes = device.map(|device| device.exposes.as_slice()).unwrap_or_default();
-    let expose = exposes.iter().find(|expose| expose.property == key);
+    let expose = device.exposes.iter().find(|expose| expose.property == key);
     let number = match expose.map(|expose| &expose.form) {
         Some(ExposeForm::Numeric) => value.as_f64(),
         Some(ExposeForm::Binary { on, off }) => match value {
@@ -413,7 +409,7 @@ fn told(name: &str, device: Option<&Device>, key: &str, value: &Value) -> Option
         },
         Some(ExposeForm::Other) => None,
         // Of a device that zigbee2mqtt does not know, everything that is a number.
-        None if exposes.is_empty() => payload::number(value),
+        None if device.exposes.is_empty() => payload::number(value),
         None => None,
     };
     let series = snake_case(key);
@@ -547,10 +543,12 @@ mod tests {
             assert_eq!(heard(&mut network, topic, json!({"state": "ON", "power": 1})), [], "{topic}");
         }
         let mut unlisted = Zigbee2mqtt::new("zigbee2mqtt").unwrap();
-        assert_eq!(heard(&mut unlisted, "plug/set", json!({"power": 1})), []);
-        assert_eq!(heard(&mut unlisted, "plug", json!({"power": 1})), [one("power", "", "plug", 1.0)]);
-        assert_eq!(unlisted.hear("other/plug", &Said::Json(json!({"power": 1}))), Heard::default());
-        assert_eq!(unlisted.hear("zigbee2mqttx/plug", &Said::Json(json!({"power": 1}))), Heard::default());
+        let power = Said::Json(json!({"power": 1}));
+        assert!(unlisted.hear("zigbee2mqtt/plug", &power).is_early, "it is kept until the list has come");
+        assert_eq!(unlisted.hear("other/plug", &power), Heard::default());
+        assert_eq!(unlisted.hear("zigbee2mqttx/plug", &power), Heard::default());
+        assert_eq!(unlisted.hear("zigbee2mqtt/bridge/info", &power), Heard::default());
+        assert!(unlisted.hear("zigbee2mqtt/bridge/devices", &Said::Devices(vec![])).is_ready);
     }
 
     #[test]
