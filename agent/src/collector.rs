@@ -4,6 +4,8 @@
 //! measures, limits its time, and turns a failure into gaps, for all alike. Deliberately absent: retries, schedules,
 //! and any way to reach an address that did not pass the [`Gate`].
 
+pub mod docker;
+
 pub mod host;
 
 pub mod http;
@@ -19,6 +21,8 @@ pub mod prometheus;
 pub mod snmp;
 
 pub mod sunspec;
+
+pub mod systemd;
 
 pub mod tcp;
 
@@ -64,6 +68,8 @@ pub fn all() -> &'static [CollectorKind] {
         sunspec::KIND,
         snmp::KIND,
         mqtt::KIND,
+        systemd::KIND,
+        docker::KIND,
         ups::KIND,
     ]
 }

@@ -17,6 +17,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use satellite_shared::gap::Reason;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixStream;
 
 use super::connection::{Connection, Tls};
 use super::credentials::Credentials;
@@ -75,7 +76,6 @@ impl Client {
     }
 
     fn request(&self, method: Method, accept: &'static str) -> Result<Request<Empty<Bytes>>, Failure> {
-        let unsupported = |error: &dyn Error| Failure::new(Reason::Unsupported, error.to_string());
         let url = &self.target.url;
         let query = url.query().map_or_else(String::new, |query| format!("?{query}"));
         let host = url.host_str().unwrap_or_default();
@@ -102,7 +102,7 @@ impl Client {
 
     fn tls(&mut self) -> Result<Tls, Failure> {
         let name = ServerName::try_from(self.target.host.clone());
-        let name = name.map_err(|error| Failure::new(Reason::Unsupported, error.to_string()))?;
+        let name = name.map_err(|error| unsupported(&error))?;
         let config = match &self.tls {
             Some(config) => Arc::clone(config),
             None => Arc::new(trust::client_config(self.trust, &self.seen)?),
@@ -135,7 +135,19 @@ impl Answer {
     {
         let asked = Connection::over(stream, None, Request::new(Empty::new())).await;
         let (connection, head) = asked.map_err(|error| failure_of(error.as_ref()))?;
-        let url = Url::parse("http://device/").map_err(|error| Failure::new(Reason::Unsupported, error.to_string()))?;
+        let url = Url::parse("http://device/").map_err(|error| unsupported(&error))?;
+        Ok(Self { url, head, connection })
+    }
+
+    /// What a program of this host answers to a GET of a path that needs no encoding, over its socket.
+    pub(crate) async fn local(stream: UnixStream, path: &str) -> Result<Self, Failure> {
+        let mut request = Request::builder().uri(path).body(Empty::new()).map_err(|error| unsupported(&error))?;
+        let headers = request.headers_mut();
+        headers.insert(header::HOST, HeaderValue::from_static("localhost"));
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+        let asked = Connection::over(stream, None, request).await;
+        let (connection, head) = asked.map_err(|error| failure_of(error.as_ref()))?;
+        let url = Url::parse("http://localhost/").map_err(|error| unsupported(&error))?;
         Ok(Self { url, head, connection })
     }
 
@@ -225,6 +237,10 @@ impl Answer {
     fn header(&self, name: header::HeaderName) -> Option<&str> {
         self.head.headers().get(name)?.to_str().ok()
     }
+}
+
+fn unsupported(error: &dyn Error) -> Failure {
+    Failure::new(Reason::Unsupported, error.to_string())
 }
 
 fn failure_of(error: &(dyn Error + 'static)) -> Failure {
