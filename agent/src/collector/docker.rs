@@ -264,3 +264,293 @@ fn failure_of_connect(socket: &Path, error: &std::io::Error) -> Failure {
         _ => probe::failure_of_io(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::unix::net::UnixListener;
+    use std::sync::Mutex;
+
+    use super::super::stage::{Polled, Stage, problem, read_head};
+    use super::*;
+
+    /// An engine behind a socket, and the paths that it was asked for.
+    struct Engine {
+        folder: tempfile::TempDir,
+        asked: Arc<Mutex<Vec<String>>>,
+    }
+
+    /// An engine that answers the GET of a path with a status and a body, and hangs up where there is none.
+    fn engine(answer: impl Fn(&str) -> Option<(u16, String)> + Send + Sync + 'static) -> Engine {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(folder.path().join("sock")).unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (seen, answer) = (Arc::clone(&asked), Arc::new(answer));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (mut stream, seen, answer) = (stream.unwrap(), Arc::clone(&seen), Arc::clone(&answer));
+                std::thread::spawn(move || {
+                    let head = read_head(&mut stream).unwrap_or_default();
+                    let path = head.strip_prefix("GET ").and_then(|rest| rest.split(' ').next()).unwrap().to_owned();
+                    assert!(head.contains("host: localhost\r\n"), "{head}");
+                    seen.lock().unwrap().push(path.clone());
+                    if let Some((status, body)) = answer(&path) {
+                        let head = format!("HTTP/1.1 {status} It\r\nContent-Length: {}\r\n\r\n", body.len());
+                        stream.write_all((head + &body).as_bytes()).ok();
+                    }
+                });
+            }
+        });
+        Engine { folder, asked }
+    }
+
+    impl Engine {
+        fn stage(&self, more: &str) -> Stage {
+            let socket = self.folder.path().join("sock");
+            let socket = socket.display();
+            let device = format!("collector = \"docker\"\nsocket = \"{socket}\"\ntimeout = \"1s\"\n{more}");
+            Stage::under(&format!("sockets = [\"{socket}\"]"), &device).unwrap()
+        }
+
+        async fn poll(&self, more: &str) -> Polled {
+            self.stage(more).poll_all().await
+        }
+    }
+
+    fn id(n: usize) -> String {
+        format!("{n:064x}")
+    }
+
+    fn listed(names: &[&str]) -> String {
+        let one = |(n, name): (usize, &&str)| format!(r#"{{"Id": "{}", "Names": ["/{name}"], "Image": "img"}}"#, id(n));
+        format!("[{}]", names.iter().enumerate().map(one).collect::<Vec<_>>().join(","))
+    }
+
+    fn inspected(status: &str, more: &str) -> String {
+        format!(
+            r#"{{"State": {{"Status": "{status}", "OOMKilled": false, "StartedAt": "2026-11-22T15:00:00.5Z",
+                "FinishedAt": "0001-01-01T00:00:00Z"{more}}}, "RestartCount": 3, "HostConfig": {{"Memory": 1048576}},
+                "Config": {{"Env": ["PASSWORD=secret"]}}}}"#
+        )
+    }
+
+    /// As Docker 27 answers on a machine with cgroups of the second version, shortened.
+    const SECOND: &str = r#"{"read": "2026-11-22T15:00:02.25Z", "preread": "0001-01-01T00:00:00Z",
+        "pids_stats": {"current": 7, "limit": 18446744073709551615},
+        "blkio_stats": {"io_service_bytes_recursive": [
+            {"major": 259, "minor": 0, "op": "read", "value": 4096}, {"major": 259, "minor": 0, "op": "write", "value": 512},
+            {"major": 8, "minor": 0, "op": "read", "value": 1}], "io_serviced_recursive": null},
+        "cpu_stats": {"cpu_usage": {"total_usage": 1500000000, "usage_in_kernelmode": 500000000,
+            "usage_in_usermode": 1000000000}, "system_cpu_usage": 1, "online_cpus": 2,
+            "throttling_data": {"periods": 10, "throttled_periods": 2, "throttled_time": 30000000}},
+        "memory_stats": {"usage": 5000, "stats": {"anon": 1000, "file": 3000, "inactive_file": 2000}, "limit": 9},
+        "networks": {"eth0": {"rx_bytes": 10, "rx_packets": 1, "rx_errors": 0, "rx_dropped": 0, "tx_bytes": 20,
+            "tx_packets": 2, "tx_errors": 0, "tx_dropped": 0}}}"#;
+    /// The same of the first version.
+    const FIRST: &str = r#"{"read": "2026-11-22T15:00:02Z", "memory_stats": {"usage": 5000, "max_usage": 6000, "failcnt": 1,
+        "stats": {"inactive_file": 1, "total_inactive_file": 2000, "total_rss": 900, "total_cache": 3000, "rss": 1,
+            "cache": 1, "total_swap": 5}},
+        "blkio_stats": {"io_service_bytes_recursive": [{"major": 8, "minor": 0, "op": "Read", "value": 3},
+            {"major": 8, "minor": 0, "op": "Write", "value": 4}, {"major": 8, "minor": 0, "op": "Total", "value": 7}],
+            "io_serviced_recursive": [{"major": 8, "minor": 0, "op": "Read", "value": 2}]}}"#;
+
+    /// One running container called `web`.
+    fn running(stats: &'static str) -> Engine {
+        engine(move |path| {
+            let body = match path {
+                "/containers/json?all=1" => listed(&["web"]),
+                path if path.ends_with("/json") => inspected("running", r#", "Health": {"Status": "healthy"}"#),
+                _ => stats.to_owned(),
+            };
+            Some((200, body))
+        })
+    }
+
+    #[tokio::test]
+    async fn what_a_container_takes_has_cadvisors_names() {
+        let engine = running(SECOND);
+        let polled = engine.poll("").await;
+        let labels = format!("id={},image=img,name=web", id(0));
+        let check = |name: &str, expected: &[(&str, f64)]| {
+            let given = polled.labelled(name);
+            let full: Vec<_> = expected.iter().map(|(text, value)| (text.replace("{}", &labels), *value)).collect();
+            assert_eq!(given, full, "{name}");
+        };
+        check("container_cpu_usage_seconds_total", &[("cpu=total,{}", 1.5)]);
+        check("container_cpu_user_seconds_total", &[("{}", 1.0)]);
+        check("container_cpu_cfs_throttled_seconds_total", &[("{}", 0.03)]);
+        check("container_memory_usage_bytes", &[("{}", 5000.0)]);
+        check("container_memory_working_set_bytes", &[("{}", 3000.0)]);
+        check("container_memory_rss", &[("{}", 1000.0)]);
+        check("container_memory_cache", &[("{}", 3000.0)]);
+        check("container_fs_reads_bytes_total", &[("device=8:0,{}", 1.0), ("device=259:0,{}", 4096.0)]);
+        check("container_fs_reads_total", &[]);
+        check("container_threads", &[("{}", 7.0)]);
+        check("container_threads_max", &[]);
+        check("container_last_seen", &[("{}", 1_795_359_602.25)]);
+        check("container_start_time_seconds", &[("{}", 1_795_359_600.5)]);
+        check("container_spec_memory_limit_bytes", &[("{}", 1_048_576.0)]);
+        check("container_restartcount", &[("{}", 3.0)]);
+        check("container_state_finishedat", &[]);
+        let network = format!("id={},image=img,interface=eth0,name=web", id(0));
+        assert_eq!(polled.labelled("container_network_transmit_bytes_total"), [(network, 20.0)]);
+        assert_eq!(polled.value("probe_success"), Some(1.0));
+        let told = format!("{:?}", polled.samples);
+        assert!(!told.contains("secret"));
+        let paths = engine.asked.lock().unwrap().clone();
+        let one = id(0);
+        let stats = format!("/containers/{one}/stats?stream=false&one-shot=true");
+        assert_eq!(paths, ["/containers/json?all=1".to_owned(), format!("/containers/{one}/json"), stats]);
+    }
+
+    #[tokio::test]
+    async fn memory_is_counted_alike_with_cgroups_of_the_first_version() {
+        let polled = running(FIRST).poll("").await;
+        let values = ["working_set_bytes", "rss", "cache", "max_usage_bytes", "swap", "failcnt"]
+            .map(|name| polled.value(&format!("container_memory_{name}")).unwrap());
+        assert_eq!(values, [3000.0, 900.0, 3000.0, 6000.0, 5.0, 1.0]);
+        assert_eq!(polled.value("container_fs_writes_bytes_total"), Some(4.0));
+        assert_eq!(polled.value("container_fs_reads_total"), Some(2.0));
+    }
+
+    #[tokio::test]
+    async fn each_state_and_health_is_told_and_what_does_not_run_takes_nothing() {
+        let engine = engine(|path| {
+            let (a, b) = (id(0), id(1));
+            Some((
+                200,
+                match path {
+                    "/containers/json?all=1" => listed(&["db", "web"]),
+                    path if path.contains(&a) => inspected("exited", ""),
+                    path if path.contains(&b) => inspected("stopping", r#", "Health": {"Status": ""}"#),
+                    _ => return None,
+                },
+            ))
+        });
+        let polled = engine.poll("").await;
+        let set = |name: &str| {
+            let set = polled.labelled(name).into_iter().filter(|(_, value)| *value > 0.5);
+            set.map(|(labels, _)| labels.split_once("name=").unwrap().1.to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(set("container_state_status"), ["db,status=exited", "web,status=stopping"]);
+        assert_eq!(set("container_state_health_status"), ["db,status=none", "web,status=none"]);
+        assert_eq!(polled.labelled("container_state_status").len(), 7 + 8);
+        assert!(polled.missing.is_empty() && polled.value("container_last_seen").is_none());
+    }
+
+    #[tokio::test]
+    async fn a_container_that_goes_or_answers_nonsense_spoils_no_other() {
+        let engine = engine(|path| {
+            let body = match path {
+                "/containers/json?all=1" => listed(&["gone", "going", "odd", "well", "ended"]),
+                path if path.contains(&id(0)) => return Some((404, "{}".into())),
+                path if path.contains(&id(2)) => "[1, 2]".into(),
+                path if path.ends_with("/json") => inspected("running", ""),
+                path if path.contains(&id(1)) => return Some((409, "{}".into())),
+                path if path.contains(&id(4)) => r#"{"read": "0001-01-01T00:00:00Z", "memory_stats": {}}"#.into(),
+                _ => SECOND.into(),
+            };
+            Some((200, body))
+        });
+        let polled = engine.poll("").await;
+        let names = |name: &str| {
+            let of = |(labels, _): (String, f64)| labels.rsplit_once("name=").unwrap().1.to_owned();
+            polled.labelled(name).into_iter().map(of).collect::<Vec<_>>()
+        };
+        assert_eq!(names("container_restartcount"), ["ended", "going", "well"]);
+        assert_eq!(names("container_last_seen"), ["well"]);
+        assert!(polled.missing.is_empty(), "{:?}", polled.missing);
+    }
+
+    #[tokio::test]
+    async fn where_no_container_can_be_measured_the_reason_is_told() {
+        let engine = engine(|path| match path {
+            "/containers/json?all=1" => Some((200, listed(&["web"]))),
+            path if path.ends_with("/json") => Some((200, inspected("running", ""))),
+            _ => Some((500, "{}".into())),
+        });
+        let polled = engine.poll("").await;
+        let (metric, failure) = &polled.missing[0];
+        assert_eq!((polled.missing.len(), metric.as_str(), failure.reason), (1, "stats", Reason::Refused));
+        assert!(failure.detail.contains("HTTP 500"), "{failure}");
+        assert_eq!(polled.value("container_restartcount"), Some(3.0));
+    }
+
+    #[tokio::test]
+    async fn names_choose_containers_and_too_many_are_told() {
+        let names: Vec<String> = (0..300).map(|n| format!("c{n}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let list = listed(&names);
+        let engine = engine(move |path| match path {
+            "/containers/json?all=1" => Some((200, list.clone())),
+            _ => Some((200, inspected("exited", ""))),
+        });
+        let polled = engine.poll("").await;
+        assert!(polled.missing[0].1.detail.contains("300 containers, more than 200"), "{:?}", polled.missing);
+        assert_eq!(polled.value("probe_success"), Some(0.0));
+        let polled = engine.poll("containers = [\"c1*\"]\nexclude = [\"c10\", \"c1??\"]").await;
+        assert_eq!(polled.labelled("container_restartcount").len(), 10, "c1 and c11 to c19");
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_is_none_is_a_gap_with_the_reason() {
+        let check = async |answer: Option<(u16, String)>, reason: Reason, said: &str| {
+            let polled = engine(move |_| answer.clone()).poll("").await;
+            let (metric, failure) = &polled.missing[0];
+            assert_eq!((metric.as_str(), failure.reason), ("containers", reason), "{failure}");
+            assert!(failure.detail.contains(said), "{failure}");
+            assert_eq!((polled.missing.len(), polled.value("probe_success")), (2, Some(0.0)));
+        };
+        check(None, Reason::BadAnswer, "not an HTTP answer").await;
+        check(Some((404, "{}".into())), Reason::BadAnswer, "neither Docker nor Podman").await;
+        check(Some((403, "{}".into())), Reason::Refused, "HTTP 403").await;
+        check(Some((200, "{}".into())), Reason::BadAnswer, "not what Docker").await;
+        check(Some((200, "[".repeat(10_000))), Reason::BadAnswer, "not what Docker").await;
+        check(Some((200, r#"[{"Id": "../../x"}]"#.into())), Reason::BadAnswer, "without an id").await;
+        check(Some((200, " ".repeat(3 << 20))), Reason::BadAnswer, "more than 2097152 bytes").await;
+    }
+
+    #[tokio::test]
+    async fn a_silent_engine_is_a_timeout() {
+        let engine = engine(|_| {
+            std::thread::park();
+            None
+        });
+        let polled = engine.poll("").await;
+        assert_eq!(polled.missing[0].1.reason, Reason::Timeout);
+        assert_eq!(polled.value("probe_success"), Some(0.0));
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_is_not_there_or_not_in_the_policy_is_told_with_what_to_do() {
+        let engine = engine(|_| None);
+        let socket = engine.folder.path().join("none");
+        let device = format!("collector = \"docker\"\nsocket = \"{}\"", socket.display());
+        let polled = Stage::under("", &device).unwrap().poll_all().await;
+        let failure = polled.failure.unwrap();
+        assert!(failure.reason == Reason::Policy && failure.detail.contains("to `sockets`"), "{failure}");
+        let policy = format!("sockets = [\"{}\"]", socket.display());
+        let polled = Stage::under(&policy, &device).unwrap().poll_all().await;
+        assert!(polled.missing[0].1.detail.contains("is Docker installed"), "{}", polled.missing[0].1);
+        drop(UnixListener::bind(&socket).unwrap());
+        let polled = Stage::under(&policy, &device).unwrap().poll_all().await;
+        assert!(polled.missing[0].1.detail.contains("nothing listens"), "{}", polled.missing[0].1);
+        let denied = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+        let failure = failure_of_connect(Path::new("/run/docker.sock"), &denied);
+        assert!(failure.detail.contains("SupplementaryGroups=docker"), "{failure}");
+    }
+
+    #[test]
+    fn options_that_can_not_be_are_refused_with_their_key() {
+        let check = |options: &str, said: &str| {
+            let told = problem(&format!("collector = \"docker\"\n{options}"));
+            assert!(told.contains(said), "{options}: {told}");
+        };
+        check("socket = \"docker.sock\"", "device.it.socket: the path of a socket");
+        check("socket = \"tcp://1.2.3.4:2375\"", "device.it.socket");
+        check("containers = []", "device.it.containers: name at least one");
+        check("exclude = [\"a b\"]", "device.it.exclude: `a b`");
+        check("host = \"x\"", "device.it.host");
+        check("[[device.metric]]\nname = \"x\"", "device.it.metric");
+    }
+}

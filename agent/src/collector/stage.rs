@@ -26,13 +26,13 @@ pub(crate) struct Polled {
     pub(crate) failure: Option<Failure>,
 }
 
-fn build(device: &str, loopback_ports: &[u16]) -> Result<Stage, String> {
+fn build(device: &str, policy: &str) -> Result<Stage, String> {
     let document = format!("[[device]]\nname = \"it\"\n{device}\n");
     let (_, document) = Document::parse_text(&document).map_err(|problem| problem.to_string())?;
     let Some(device) = document.devices.into_iter().next() else {
         return Err(document.problems[0].to_string());
     };
-    let policy = Policy::parse(&format!("loopback_ports = {loopback_ports:?}")).map_err(|error| error.to_string())?;
+    let policy = Policy::parse(policy).map_err(|error| error.to_string())?;
     let gate = Arc::new(Gate::new(policy, Arc::new(SystemClock)));
     let context = Context::new(gate, Keyring::of([]), "/");
     let kind = kind_of(&device).map_err(|problem| problem.to_string())?;
@@ -42,13 +42,18 @@ fn build(device: &str, loopback_ports: &[u16]) -> Result<Stage, String> {
 
 /// What is wrong with a device.
 pub(crate) fn problem(device: &str) -> String {
-    build(device, &[]).err().expect("a problem")
+    build(device, "").err().expect("a problem")
 }
 
 impl Stage {
     /// The device of this TOML, where these ports of loopback may be polled.
     pub(crate) fn new(device: &str, loopback_ports: &[u16]) -> Result<Self, String> {
-        build(device, loopback_ports)
+        build(device, &format!("loopback_ports = {loopback_ports:?}"))
+    }
+
+    /// The device of this TOML under this policy.
+    pub(crate) fn under(policy: &str, device: &str) -> Result<Self, String> {
+        build(device, policy)
     }
 
     pub(crate) async fn poll_all(&mut self) -> Polled {

@@ -7,6 +7,8 @@
 //! asked, or answers with something else, is told as far as it came. Deliberately absent: starting and stopping.
 
 mod bus;
+#[cfg(test)]
+mod stage;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -336,5 +338,293 @@ fn add_unit(unit: &Unit, readings: &mut Readings) {
         if result != "success" {
             add(result, 1.0);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use satellite_shared::config::Document;
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::super::stage::{Polled, Stage, problem};
+    use super::stage::{Answer, Entry, bus, count, entry, number, raw_bus, text};
+    use super::*;
+
+    fn stage(bus: &stage::Bus, more: &str) -> Stage {
+        let device = format!("[[device]]\nname = \"it\"\ncollector = \"systemd\"\ntimeout = \"1s\"\n{more}\n");
+        let (_, document) = Document::parse_text(&device).unwrap();
+        let device = document.devices.into_iter().next().unwrap();
+        let built = build_at(&device, Ok(bus.socket.clone())).unwrap();
+        Stage { device, built }
+    }
+
+    /// What systemd 252 says of itself.
+    fn manager(property: &str) -> Answer {
+        match property {
+            "SystemState" => text("running"),
+            "Version" => text("252.39-1~deb12u1"),
+            "Virtualization" => text(""),
+            _ => Answer::Error("org.freedesktop.DBus.Error.UnknownMethod"),
+        }
+    }
+
+    /// What it says of any unit.
+    fn usual(property: &str) -> Answer {
+        match property {
+            "ActiveEnterTimestamp" => number(1_700_000_000_500_000),
+            "Type" => text("notify"),
+            "NRestarts" => count(2),
+            "Result" => text("success"),
+            "TasksCurrent" => number(3),
+            "MemoryCurrent" => number(4096),
+            "CPUUsageNSec" => number(2_500_000_000),
+            "LastTriggerUSec" => number(1_700_000_001_000_000),
+            "NAccepted" | "NConnections" | "NRefused" => count(5),
+            // Without a limit.
+            "TasksMax" => number(u64::MAX),
+            _ => Answer::Error("org.freedesktop.DBus.Error.UnknownProperty"),
+        }
+    }
+
+    /// A systemd with these units.
+    fn systemd(units: impl Fn() -> Vec<Entry> + Send + Sync + 'static) -> stage::Bus {
+        bus(move |unit, asked| match (unit, asked) {
+            (_, "ListUnits") => Answer::Units(units()),
+            ("", _) => manager(asked),
+            _ => usual(asked),
+        })
+    }
+
+    fn names(polled: &Polled, metric: &str) -> Vec<String> {
+        polled.labelled(metric).into_iter().map(|(labels, _)| labels).collect()
+    }
+
+    #[tokio::test]
+    async fn units_are_told_with_node_exporters_names() {
+        let bus = systemd(|| {
+            vec![
+                entry("ssh.service", "active"),
+                entry("backup.timer", "active"),
+                entry("ssh.socket", "active"),
+                entry("srv.mount", "inactive"),
+                entry("broken.service", "failed"),
+                Entry { loaded: "not-found", ..entry("missing.service", "inactive") },
+            ]
+        });
+        let polled = stage(&bus, "units = [\"*\"]").poll_all().await;
+        assert!(polled.missing.is_empty(), "{:?}", polled.missing);
+        let states = polled.labelled("node_systemd_unit_state");
+        let set: Vec<_> = states.iter().filter(|(_, value)| *value > 0.5).map(|(labels, _)| labels.as_str()).collect();
+        let expected = [
+            "name=ssh.service,state=active,type=notify",
+            "name=backup.timer,state=active,type=",
+            "name=ssh.socket,state=active,type=",
+            "name=srv.mount,state=inactive,type=notify",
+            "name=broken.service,state=failed,type=notify",
+        ];
+        assert_eq!((set, states.len()), (expected.to_vec(), 25));
+        let value = |name: &str| polled.labelled(name).into_iter().next().unwrap();
+        let of = |labels: &str, value: f64| (labels.to_owned(), value);
+        assert_eq!(value("node_systemd_version"), of("version=252.39-1~deb12u1", 252.39));
+        assert_eq!(value("node_systemd_system_running"), of("", 1.0));
+        assert_eq!(value("node_systemd_virtualization_info"), of("virtualization_type=none", 1.0));
+        assert_eq!(value("node_systemd_units"), of("state=active", 3.0));
+        assert_eq!(value("node_systemd_unit_start_time_seconds"), of("name=ssh.service", 1_700_000_000.5));
+        assert_eq!(value("node_systemd_service_restart_total"), of("name=ssh.service", 2.0));
+        assert_eq!(value("node_systemd_unit_tasks_current"), of("name=ssh.service", 3.0));
+        assert_eq!(value("node_systemd_timer_last_trigger_seconds"), of("name=backup.timer", 1_700_000_001.0));
+        assert_eq!(value("node_systemd_socket_accepted_connections_total"), of("name=ssh.socket", 5.0));
+        assert_eq!(value("systemd_unit_memory_bytes"), of("name=ssh.service,type=service", 4096.0));
+        assert_eq!(value("systemd_unit_cpu_seconds_total"), of("name=ssh.service,type=service", 2.5));
+        assert_eq!(value("systemd_unit_result"), of("name=ssh.service,result=success,type=service", 1.0));
+        assert!(names(&polled, "node_systemd_unit_tasks_max").is_empty(), "no limit is no number");
+        assert_eq!(names(&polled, "systemd_unit_memory_bytes").len(), 1, "what failed takes nothing");
+        assert_eq!(polled.value("probe_success"), Some(1.0));
+    }
+
+    #[tokio::test]
+    async fn services_and_timers_are_what_is_told_unless_the_configuration_says_another() {
+        let bus = systemd(|| {
+            let names = ["a.service", "b.timer", "c.socket", "systemd-x.service", "d.device"];
+            names.map(|name| entry(name, "active")).into()
+        });
+        let told = async |more: &str| {
+            let polled = stage(&bus, more).poll_all().await;
+            assert_eq!(polled.value("node_systemd_units"), Some(5.0), "all of them are counted");
+            names(&polled, "node_systemd_unit_start_time_seconds")
+        };
+        assert_eq!(told("").await, ["name=a.service", "name=b.timer", "name=systemd-x.service"]);
+        assert_eq!(told("exclude = [\"systemd-*\", \"*.timer\"]").await, ["name=a.service"]);
+        assert_eq!(told("units = [\"?.socket\"]").await, ["name=c.socket"]);
+    }
+
+    #[tokio::test]
+    async fn how_a_unit_ended_is_told_by_systemds_word() {
+        let bus = bus(|unit, asked| match (unit, asked) {
+            (_, "ListUnits") => Answer::Units(vec![entry("a.service", "failed"), entry("b.service", "failed")]),
+            ("a_service", "Result") => text("exit-code"),
+            (_, "Result") => text("Not A Word\n"),
+            ("", _) => manager(asked),
+            _ => usual(asked),
+        });
+        let polled = stage(&bus, "").poll_all().await;
+        let told: Vec<_> = polled.labelled("systemd_unit_result").into_iter().map(|(l, v)| (l, v > 0.5)).collect();
+        let of = |result: &str, is: bool| (format!("name=a.service,result={result},type=service"), is);
+        assert_eq!(told, [of("success", false), of("exit-code", true)]);
+    }
+
+    #[tokio::test]
+    async fn a_unit_that_goes_or_answers_nonsense_spoils_no_other() {
+        let bus = bus(|unit, asked| match (unit, asked) {
+            (_, "ListUnits") => {
+                Answer::Units(["gone.service", "odd.service", "well.service"].map(|name| entry(name, "active")).into())
+            }
+            ("gone_service", _) => Answer::Error("org.freedesktop.DBus.Error.UnknownObject"),
+            ("odd_service", _) => Answer::Value(zbus::Variant::Bool(true)),
+            ("", _) => manager(asked),
+            _ => usual(asked),
+        });
+        let polled = stage(&bus, "").poll_all().await;
+        assert!(polled.missing.is_empty(), "{:?}", polled.missing);
+        assert_eq!(names(&polled, "node_systemd_unit_state").len(), 15);
+        assert_eq!(names(&polled, "node_systemd_service_restart_total"), ["name=well.service"]);
+    }
+
+    #[tokio::test]
+    async fn too_many_units_are_told_and_the_whole_is_told_still() {
+        let bus = systemd(|| (0..3_000).map(|n| entry(&format!("u{n}.service"), "inactive")).collect());
+        let polled = stage(&bus, "").poll_all().await;
+        let (metric, failure) = &polled.missing[0];
+        assert_eq!((polled.missing.len(), metric.as_str()), (1, "units"));
+        assert!(failure.detail.contains("3000 units are chosen, more than 1000"), "{failure}");
+        assert_eq!(polled.value("node_systemd_version"), Some(252.39));
+    }
+
+    #[tokio::test]
+    async fn the_connection_is_kept_and_made_anew_when_the_bus_was_restarted() {
+        let bus = systemd(|| vec![entry("a.service", "active")]);
+        let mut kept = stage(&bus, "");
+        for _ in 0..3 {
+            assert_eq!(kept.poll_all().await.value("probe_success"), Some(1.0));
+        }
+        assert_eq!(bus.visits.load(Ordering::SeqCst), 1);
+
+        let leaving = stage::bus(|unit, asked| match (unit, asked) {
+            (_, "ListUnits") => Answer::Units(vec![entry("a.service", "active")]),
+            ("", _) => manager(asked),
+            (_, "Result") => Answer::Goodbye,
+            _ => usual(asked),
+        });
+        let mut left = stage(&leaving, "");
+        for visit in 1..=2 {
+            let polled = left.poll_all().await;
+            assert_eq!(polled.value("probe_success"), Some(0.0), "{:?}", polled.missing);
+            assert_eq!(leaving.visits.load(Ordering::SeqCst), visit);
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_of_the_connection_outlives_the_device() {
+        let bus = systemd(|| vec![entry("a.service", "active")]);
+        let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        let before = tasks();
+        let mut device = stage(&bus, "");
+        device.poll_all().await;
+        assert!(tasks() > before, "the bus is listened to");
+        drop(device);
+        while tasks() > before {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_systemd_is_a_gap_with_the_reason() {
+        let check = async |answer: fn() -> Answer, reason: Reason, said: &str| {
+            let bus = bus(move |_, _| answer());
+            let polled = stage(&bus, "").poll_all().await;
+            let failure = polled.failure.clone().unwrap_or_else(|| polled.missing[0].1.clone());
+            assert!(failure.reason == reason && failure.detail.contains(said), "{failure}");
+        };
+        check(|| Answer::Error("org.freedesktop.DBus.Error.ServiceUnknown"), Reason::Unsupported, "is systemd").await;
+        check(|| Answer::Error("org.freedesktop.DBus.Error.AccessDenied"), Reason::Refused, "forbids").await;
+        check(|| Answer::Error("org.freedesktop.DBus.Error.NoReply"), Reason::Timeout, "unanswered").await;
+        check(|| Answer::Error("com.example.Odd"), Reason::Refused, "Odd").await;
+        check(|| number(7), Reason::BadAnswer, "not what systemd answers").await;
+        check(|| Answer::Silence, Reason::Timeout, "within").await;
+        check(|| Answer::Goodbye, Reason::BadAnswer, "too early").await;
+    }
+
+    #[tokio::test]
+    async fn a_bus_without_end_is_cut_off() {
+        let check = async |greeting: &'static [u8], repeated: &'static [u8], said: &str| {
+            let bus = raw_bus(move |mut stream| async move {
+                stream.write_all(greeting).await.ok();
+                while !repeated.is_empty() && stream.write_all(repeated).await.is_ok() {}
+                // Held open: what comes next is for the visitor to say.
+                let mut rest = Vec::new();
+                tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut rest).await.ok();
+            });
+            let polled = stage(&bus, "").poll_all().await;
+            let failure = &polled.missing[0].1;
+            assert!(failure.detail.contains(said), "{failure}");
+        };
+        check(b"", &[b'x'; 4096], "more than 65536 bytes").await;
+        check(b"REJECTED EXTERNAL\r\n", b"", "does not let us in").await;
+        check(b"ERROR\r\n", b"", "does not let us in").await;
+        check(b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", "does not let us in").await;
+        check(b"", b"", "within").await;
+        let announces = b"OK 0123456789abcdef0123456789abcdef\r\nl\x02\x01\x01\0\0\0\x07\x01\0\0\0\0\0\0\0";
+        check(announces, b"", "a message of more than 65536 bytes").await;
+    }
+
+    #[tokio::test]
+    async fn a_list_that_is_longer_than_any_is_refused_before_it_is_read() {
+        let long = || Entry { description: "x".repeat(5 << 20), ..entry("a.service", "active") };
+        let bus = systemd(move || vec![long()]);
+        let polled = stage(&bus, "").poll_all().await;
+        assert!(polled.missing[0].1.detail.contains("more than 4194304 bytes"), "{}", polled.missing[0].1);
+    }
+
+    #[tokio::test]
+    async fn a_machine_without_a_bus_is_told_so() {
+        let bus = systemd(Vec::new);
+        let device = stage(&bus, "").device;
+        for (socket, said) in [
+            (Ok("/nowhere/bus".into()), "no message bus at /nowhere/bus"),
+            (bus::socket(Some("tcp:host=1.2.3.4,port=5")), "DBUS_SYSTEM_BUS_ADDRESS is `tcp:"),
+        ] {
+            let mut stage = Stage { device: device.clone(), built: build_at(&device, socket).unwrap() };
+            let failure = stage.poll_all().await.failure.unwrap();
+            assert!(failure.reason == Reason::Unsupported && failure.detail.contains(said), "{failure}");
+        }
+    }
+
+    #[test]
+    fn a_version_is_the_first_number_of_three_digits() {
+        for (text, number) in [
+            ("252.39-1~deb12u1", Some(252.39)),
+            ("v259", Some(259.0)),
+            ("257.", Some(257.0)),
+            ("deb12 252", Some(252.0)),
+            ("", None),
+            ("v1.2", None),
+        ] {
+            assert_eq!(version_number(text), number, "{text}");
+        }
+    }
+
+    #[test]
+    fn options_that_can_not_be_are_refused_with_their_key() {
+        let check = |options: &str, said: &str| {
+            let told = problem(&format!("collector = \"systemd\"\n{options}"));
+            assert!(told.contains(said), "{options}: {told}");
+        };
+        check("units = []", "device.it.units: name at least one");
+        check("units = \"*.service\"", "device.it.units");
+        check("exclude = [\"[a]*\"]", "device.it.exclude: `[a]*`");
+        check("address = \"x\"", "device.it.address");
+        check("[[device.metric]]\nname = \"x\"", "device.it.metric");
     }
 }

@@ -320,3 +320,29 @@ pub(super) fn answer<T>(said: zbus::Result<T>) -> Result<Option<T>, Failure> {
         Err(_) => Ok(None),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bus_is_where_the_environment_says_or_where_it_always_is() {
+        let path = |address: Option<&str>| socket(address).map(|path| path.display().to_string());
+        assert_eq!(path(None).unwrap(), SOCKET);
+        assert_eq!(path(Some("")).unwrap(), SOCKET);
+        assert_eq!(path(Some("unix:path=/a/b,guid=00")).unwrap(), "/a/b");
+        assert_eq!(path(Some("tcp:host=x;unix:guid=0,path=/c")).unwrap(), "/c");
+        for wrong in ["tcp:host=x", "unix:abstract=/x", "unix:path=x", "unix:path=/a%20b", "/run/bus", ";", "unix:"] {
+            assert!(socket(Some(wrong)).unwrap_err().contains("only unix:path="), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_message_is_as_long_as_its_head_announces() {
+        let head = [b'l', 1, 0, 1, 5, 0, 0, 0, 1, 0, 0, 0, 9, 0, 0, 0];
+        assert_eq!(announced(&head), Some(16 + 16 + 5));
+        let big = [b'B', 1, 0, 1, 0, 0, 0, 5, 0, 0, 0, 1, 255, 255, 255, 255];
+        assert_eq!(announced(&big), Some(16 + (1 << 32) + 5));
+        assert_eq!(announced(&head[..15]), None);
+    }
+}
