@@ -60,11 +60,15 @@ pub mod disk;
 
 pub mod machine;
 
+pub mod message_bus;
+
 pub mod modbus;
 
 pub mod mosquitto;
 
 pub mod nut;
+
+pub mod podman;
 
 pub mod rounds;
 

@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::network;
 use crate::nut;
+use crate::podman;
 use crate::{disk, programs};
 
 /// Something real to test against.
@@ -61,10 +62,14 @@ pub enum Peer {
     Mosquitto,
     /// What publishes to it.
     MosquittoClients,
+    /// A message bus, with a Python that speaks on it (jeepney).
+    MessageBus,
+    /// Podman, and what its containers are made of. Root.
+    Podman,
 }
 
 /// All of them.
-pub const ALL: [Peer; 23] = [
+pub const ALL: [Peer; 25] = [
     Peer::Python,
     Peer::S3,
     Peer::NodeExporter,
@@ -88,6 +93,8 @@ pub const ALL: [Peer; 23] = [
     Peer::Neighbours,
     Peer::Mosquitto,
     Peer::MosquittoClients,
+    Peer::MessageBus,
+    Peer::Podman,
 ];
 
 impl Peer {
@@ -115,6 +122,8 @@ impl Peer {
             Self::Nut => "nut-server",
             Self::Mosquitto => "mosquitto",
             Self::MosquittoClients => "mosquitto-clients",
+            Self::MessageBus => "dbus",
+            Self::Podman => "podman runc busybox-static",
         }
     }
 
@@ -156,6 +165,8 @@ impl Peer {
             Self::Neighbours => python_with("zeroconf, async_upnp_client.server"),
             Self::Mosquitto => in_path("mosquitto").filter(|_| in_path("mosquitto_passwd").is_some()),
             Self::MosquittoClients => in_path("mosquitto_pub"),
+            Self::MessageBus => python_with("jeepney").filter(|_| in_path("dbus-daemon").is_some()),
+            Self::Podman => podman::find(),
         }
     }
 

@@ -7,12 +7,14 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, ensure};
 use satellite_tests::house::{House, SOON};
 use satellite_tests::journey::{self, journey};
+use satellite_tests::message_bus::MessageBus;
 use satellite_tests::modbus::ModbusServer;
 use satellite_tests::mosquitto::{self, Mosquitto};
 use satellite_tests::nut::{self, Nut};
 use satellite_tests::peers::Peer;
+use satellite_tests::podman::{self, Podman};
 use satellite_tests::wait;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// With what a shell, a protocol or a file could trip over.
 const PASSWORD: &str = "pass \"word\" \\ #1";
@@ -27,6 +29,13 @@ fn main() -> ExitCode {
         journey("an_inverter_is_found_in_a_map_that_a_real_modbus_server_has", MODBUS, sunspec),
         journey("what_devices_publish_is_heard_at_a_real_broker", MQTT, mqtt),
         journey("zigbee2mqtt_tasmota_and_home_assistants_discovery_are_known_by_themselves", MQTT, mqtt_profiles),
+    const BUS: &[Peer] = &[Peer::MessageBus, Peer::Python];
+    const PODMAN: &[Peer] = &[Peer::Podman, Peer::Python];
+    journey::run(vec![
+        journey("a_ups_is_read_from_a_real_upsd", NUT, ups),
+        journey("registers_and_coils_are_read_from_a_real_modbus_server", MODBUS, modbus),
+        journey("services_are_read_over_a_real_message_bus", BUS, systemd),
+        journey("containers_are_read_from_a_real_podman", PODMAN, docker),
     ])
 }
 
@@ -370,5 +379,115 @@ fn mqtt_profiles(dir: &Path) -> Result<()> {
     })?;
     let verdict = house.finish(&[])?;
     ensure!(verdict.stored > 0, "{:?}", verdict.reasons);
+    Ok(())
+}
+
+fn systemd(dir: &Path) -> Result<()> {
+    let mut bus = MessageBus::start(dir)?;
+    let mut house = House::new(dir, &[])?;
+    house.satellite.stop()?;
+    house.satellite.set_environment("DBUS_SYSTEM_BUS_ADDRESS", &bus.address());
+    house.satellite.start()?;
+    let device = "[[device]]\nname = \"units\"\ncollector = \"systemd\"\nevery = \"1s\"\n";
+    house.configure(device)?;
+    let refused = probed(&house, "units")?.err().context("nobody answered")?;
+    ensure!(refused.contains("nobody on the bus is systemd"), "{refused}");
+
+    let service = |n: usize, state: &str| {
+        let properties = json!({
+            "Type": ["s", "simple"], "NRestarts": ["u", 4], "Result": ["s", "signal"], "TasksMax": ["t", 4915],
+            "TasksCurrent": ["t", 2], "MemoryCurrent": ["t", 8192], "CPUUsageNSec": ["t", 1_500_000_000_u64],
+            "ActiveEnterTimestamp": ["t", 1_700_000_000_000_000_u64],
+        });
+        json!({ "name": format!("s{n}.service"), "state": state, "properties": properties })
+    };
+    let timer = json!({ "name": "backup.timer", "state": "active", "properties": {
+        "LastTriggerUSec": ["t", 1_700_000_060_000_000_u64], "Result": ["s", "success"],
+        "ActiveEnterTimestamp": ["t", 0],
+    } });
+    let broken = json!({ "name": "broken.service", "state": "active", "properties": { "NRestarts": ["s", "many"] } });
+    let mut units: Vec<Value> = (0..300).map(|n| service(n, if n == 0 { "active" } else { "inactive" })).collect();
+    units.extend([timer, broken]);
+    let systemd = bus.systemd(&Value::Array(units.clone()))?;
+    wait::until_true("systemd on the bus", SOON, || Ok(probed(&house, "units")?.is_ok()))?;
+    let found = probed(&house, "units")?.map_err(anyhow::Error::msg)?;
+    for (series, value) in [
+        ("node_systemd_unit_state{name=\"s0.service\",state=\"active\",type=\"simple\"}", 1.0),
+        ("node_systemd_unit_state{name=\"s299.service\",state=\"inactive\",type=\"simple\"}", 1.0),
+        ("node_systemd_unit_state{name=\"broken.service\",state=\"active\",type=\"\"}", 1.0),
+        ("node_systemd_units{state=\"inactive\"}", 299.0),
+        ("node_systemd_system_running{}", 0.0),
+        ("node_systemd_service_restart_total{name=\"s299.service\"}", 4.0),
+        ("node_systemd_timer_last_trigger_seconds{name=\"backup.timer\"}", 1_700_000_060.0),
+        ("systemd_unit_cpu_seconds_total{name=\"s0.service\",type=\"service\"}", 1.5),
+        ("systemd_unit_result{name=\"s0.service\",result=\"signal\",type=\"service\"}", 1.0),
+    ] {
+        ensure!(found.get(series) == Some(&value), "{series} is not {value}: {found:?}");
+    }
+
+    bus.restart()?;
+    drop(systemd);
+    wait::until_true("a gap of it", SOON, || {
+        let gaps = house.satellite.gaps()?;
+        Ok(gaps["gaps"].as_array().into_iter().flatten().any(|gap| gap["metric"] == "units"))
+    })?;
+    let _systemd = bus.systemd(&Value::Array(units))?;
+    wait::until_true("systemd again", SOON, || Ok(probed(&house, "units")?.is_ok()))?;
+    let verdict = house.finish(&[])?;
+    ensure!(verdict.stored > 0, "{:?}", verdict.reasons);
+    Ok(())
+}
+
+fn docker(dir: &Path) -> Result<()> {
+    let podman = Podman::start(&dir.join("podman"))?;
+    let mut house = House::new(dir, &[])?;
+    let socket = podman.socket.display();
+    let device = format!("[[device]]\nname = \"engine\"\ncollector = \"docker\"\nsocket = \"{socket}\"\nevery = \"1s\"\n");
+    house.configure(&device)?;
+    let refused = probed(&house, "engine")?.err().context("a socket was read that the policy does not list")?;
+    ensure!(refused.contains("to `sockets`"), "{refused}");
+    house.satellite.stop()?;
+    house.satellite.set_policy(&format!("sockets = [\"{socket}\"]\n"))?;
+    house.satellite.start()?;
+
+    let made = podman.container("create", "made", &[])?;
+    let web = podman.container("run", "web", &["--memory", "64m", "--env", "PASSWORD=of-nobodys-business"]);
+    let runs = web.as_ref().is_ok();
+    journey::note(&format!("{}: containers {} here", podman.version()?, if runs { "run" } else { "can't run" }));
+    // Slow where the machine is: an engine asks its runtime for each.
+    let slow = device.replace("\"1s\"", "\"10s\"\ntimeout = \"9s\"");
+    house.configure(&slow)?;
+    let said = house.satellite.command(&["probe", "engine", "--json"], "")?.all();
+    ensure!(!said.contains("of-nobodys-business"), "{said}");
+    let found = probed(&house, "engine")?.map_err(anyhow::Error::msg)?;
+    let labels = |id: &str, name: &str| format!("id=\"{id}\",image=\"{}\",name=\"{name}\"", podman::IMAGE);
+    let value = |name: &str, labels: &str| {
+        let series = format!("{name}{{{labels}}}");
+        found.get(&series).copied().with_context(|| format!("no {series}: {found:?}"))
+    };
+    let of_made = labels(&made, "made");
+    ensure!(value("container_state_status", &format!("{of_made},status=\"created\""))? == 1.0);
+    ensure!(value("container_state_health_status", &format!("{of_made},status=\"none\""))? == 1.0);
+    ensure!(value("container_restartcount", &of_made)? == 0.0);
+    ensure!(value("container_memory_usage_bytes", &of_made).is_err(), "it does not run");
+    if let Ok(web) = web {
+        let of_web = labels(&web, "web");
+        ensure!(value("container_state_status", &format!("{of_web},status=\"running\""))? == 1.0);
+        ensure!(value("container_spec_memory_limit_bytes", &of_web)? == f64::from(64 << 20));
+        ensure!(value("container_memory_usage_bytes", &of_web)? > 0.0);
+        ensure!(value("container_cpu_usage_seconds_total", &format!("cpu=\"total\",{of_web}"))? > 0.0);
+        ensure!(value("container_threads", &of_web)? >= 1.0);
+        let (seen, started) = (value("container_last_seen", &of_web)?, value("container_start_time_seconds", &of_web)?);
+        ensure!(seen >= started && started > 1.7e9, "seen {seen}, started {started}");
+        podman.remove("web")?;
+        let left = probed(&house, "engine")?.map_err(anyhow::Error::msg)?;
+        ensure!(!left.keys().any(|series| series.contains(&web)), "{left:?}");
+    }
+    let excluded = format!("{slow}exclude = [\"ma*\"]\n");
+    house.configure(&excluded)?;
+    let none = probed(&house, "engine")?.map_err(anyhow::Error::msg)?;
+    ensure!(!none.keys().any(|series| series.starts_with("container_")), "{none:?}");
+    let verdict = house.finish(&[])?;
+    ensure!(verdict.stored > 0 && verdict.reasons.contains_key("policy"), "{:?}", verdict.reasons);
     Ok(())
 }

@@ -548,6 +548,7 @@ mod tests {
             assert!(failure.reason == reason && failure.detail.contains(said), "{failure}");
         };
         check(|| Answer::Error("org.freedesktop.DBus.Error.ServiceUnknown"), Reason::Unsupported, "is systemd").await;
+        check(|| Answer::Error("org.freedesktop.DBus.Error.Spawn.ChildExited"), Reason::Unsupported, "is systemd").await;
         check(|| Answer::Error("org.freedesktop.DBus.Error.AccessDenied"), Reason::Refused, "forbids").await;
         check(|| Answer::Error("org.freedesktop.DBus.Error.NoReply"), Reason::Timeout, "unanswered").await;
         check(|| Answer::Error("com.example.Odd"), Reason::Refused, "Odd").await;

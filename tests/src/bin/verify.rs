@@ -17,8 +17,8 @@ use satellite_tests::peers::{self, Peer};
 use satellite_tests::{process, programs, wait};
 
 /// Python packages that the checker, the S3 journey and the devices need.
-const PYTHON_PACKAGES: [&str; 8] =
-    ["pyarrow", "duckdb", "polars", "moto[server]", "boto3", "pymodbus", "zeroconf", "async-upnp-client"];
+const PYTHON_PACKAGES: [&str; 9] =
+    ["pyarrow", "duckdb", "polars", "moto[server]", "boto3", "pymodbus", "zeroconf", "async-upnp-client", "jeepney"];
 /// Lines of a failed step that are shown; the rest is in its file.
 const TAIL_LINES: usize = 200;
 
@@ -182,14 +182,14 @@ fn apt_line(missing: &[Peer]) -> String {
 }
 
 fn packages(missing: &[Peer]) -> Vec<&'static str> {
-    let mut packages: Vec<&str> = missing.iter().map(|peer| peer.package()).collect();
+    let mut packages: Vec<&str> = missing.iter().flat_map(|peer| peer.package().split(' ')).collect();
     packages.dedup();
     packages
 }
 
 fn install(logs: &Path, missing: &[Peer]) -> Result<()> {
     let log = |name: &str| logs.join(format!("{name}.log"));
-    let python = missing.iter().any(|peer| matches!(peer, Peer::Python | Peer::S3));
+    let python = missing.iter().any(|peer| matches!(peer, Peer::Python | Peer::S3 | Peer::Modbus | Peer::MessageBus));
     let venv_works = || {
         Command::new("/usr/bin/python3")
             .args(["-c", "import ensurepip"])

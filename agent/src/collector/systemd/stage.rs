@@ -105,9 +105,8 @@ async fn serve(mut stream: UnixStream, answer: &(impl Fn(&str, &str) -> Answer +
     };
     stream.write_all(format!("OK {GUID}\r\n").as_bytes()).await?;
     let wire = Wire { stream, first: said.split_off(end) };
-    let connection = Builder::authenticated_socket(wire, GUID).build_message_stream().await?;
-    let mut calls: MessageStream = connection;
-    let connection = zbus::Connection::from(&calls);
+    let connection = Builder::authenticated_socket(wire, GUID).build().await?;
+    let mut calls = MessageStream::from(&connection);
     while let Some(call) = calls.next().await {
         let call = call?;
         if call.message_type() != Type::MethodCall {
@@ -146,15 +145,15 @@ fn answer_of(call: &Message, answer: &(impl Fn(&str, &str) -> Answer + ?Sized)) 
 type Row<'a> = (&'a str, &'a str, &'a str, &'a str, &'a str, &'a str, ObjectPath<'a>, u32, &'a str, ObjectPath<'a>);
 
 fn rows(units: &[Entry]) -> Vec<Row<'_>> {
-    let row = |unit: &'_ Entry| -> Row<'_> {
-        let path = unit.name.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
-        let path = ObjectPath::try_from(format!("/org/freedesktop/systemd1/unit/{path}")).unwrap();
-        let none = ObjectPath::try_from("/").unwrap();
-        // Borrowed for as long as the entry; the paths are their own.
-        let Entry { name, loaded, state, description } = unit;
-        (name, description, loaded, state, "sub", "", path, 0, "", none)
-    };
     units.iter().map(row).collect()
+}
+
+fn row(unit: &Entry) -> Row<'_> {
+    let Entry { name, loaded, state, description } = unit;
+    let path = name.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
+    let path = ObjectPath::try_from(format!("/org/freedesktop/systemd1/unit/{path}")).unwrap();
+    let none = ObjectPath::try_from("/").unwrap();
+    (name, description, loaded, state, "sub", "", path, 0, "", none)
 }
 
 /// A stream whose first bytes have been read.
