@@ -442,7 +442,8 @@ fn docker(dir: &Path) -> Result<()> {
     let podman = Podman::start(&dir.join("podman"))?;
     let mut house = House::new(dir, &[])?;
     let socket = podman.socket.display();
-    let device = format!("[[device]]\nname = \"engine\"\ncollector = \"docker\"\nsocket = \"{socket}\"\nevery = \"1s\"\n");
+    let device =
+        format!("[[device]]\nname = \"engine\"\ncollector = \"docker\"\nsocket = \"{socket}\"\nevery = \"1s\"\n");
     house.configure(&device)?;
     let refused = probed(&house, "engine")?.err().context("a socket was read that the policy does not list")?;
     ensure!(refused.contains("to `sockets`"), "{refused}");

@@ -174,10 +174,11 @@ fn story(dir: &Path) -> Result<()> {
     ];
     let mut scene = Scene { machine: Machine::new(dir, &brought)?, dir: dir.to_owned() };
     scene.machine.boot()?;
-    let steps: [Step; 10] = [
+    let steps: [Step; 11] = [
         ("install", Scene::install),
         ("lease", Scene::lease),
         ("host metrics", Scene::host_metrics),
+        ("services and containers", Scene::services_and_containers),
         ("kill -9", Scene::kill),
         ("watchdog", Scene::stick),
         ("restarts", Scene::restart_under_load),
@@ -195,6 +196,14 @@ fn story(dir: &Path) -> Result<()> {
         journey::note(&format!("{name}: {} s", (wait::mono_ms() - started) / 1000));
     }
     Ok(())
+}
+
+/// The value of a series in what `satellite probe` printed, by the start of its line and something in it.
+fn value(given: &str, name: &str, label: &str) -> Result<f64> {
+    let told = |line: &&str| line.starts_with(name) && line.contains(label);
+    let line = given.lines().find(told).with_context(|| format!("no {name} {label}: {given}"))?;
+    let value = line.split(" # ").next().and_then(|line| line.split_whitespace().last()).context("a value")?;
+    value.parse::<f64>().with_context(|| line.to_owned())
 }
 
 fn make(dir: &Path, name: &str) -> Result<PathBuf> {
@@ -238,6 +247,17 @@ every = "1m"
 
   [[device.metric]]
   name = "processes"
+
+[[device]]
+name = "services"
+collector = "systemd"
+units = ["satellite*"]
+every = "20s"
+
+[[device]]
+name = "containers"
+collector = "docker"
+every = "20s"
 END
             satellite-relay lease create --name attic --relay https://localhost:8443 --json >/root/lease
             sed -n 's/.*"join_code": *"\([^"]*\)".*/\1/p' /root/lease | satellite lease set
@@ -253,12 +273,7 @@ END
     fn host_metrics(&mut self) -> Result<()> {
         self.machine.must("mount -t tmpfs -o size=7M,mode=755 tmpfs /home")?;
         let given = self.machine.must("satellite probe this-host")?;
-        let value = |name: &str, label: &str| {
-            let told = |line: &&str| line.starts_with(name) && line.contains(label);
-            let line = given.lines().find(told).with_context(|| format!("no {name} {label}: {given}"))?;
-            let value = line.split(" # ").next().and_then(|line| line.split_whitespace().last()).context("a value")?;
-            value.parse::<f64>().with_context(|| line.to_owned())
-        };
+        let value = |name: &str, label: &str| value(&given, name, label);
         ensure!(value("node_filesystem_readonly", "mountpoint=\"/\"}")? == 0.0, "the sandbox's own view:\n{given}");
         ensure!(value("node_filesystem_size_bytes", "mountpoint=\"/home\"")? == f64::from(7 << 20), "{given}");
         ensure!(!given.contains("mountpoint=\"/var/lib/satellite\""), "a mount of the sandbox:\n{given}");
@@ -268,6 +283,54 @@ END
         let hidden = self.machine.run("satellite probe everyone")?.stdout;
         ensure!(hidden.contains("processes.conf"), "{hidden}");
         self.machine.must("umount /home").map(drop)
+    }
+
+    /// The sandbox lets it ask systemd; and it lets it ask Docker, here a program that knows of no container, from the
+    /// moment that it is in the group of Docker's socket.
+    fn services_and_containers(&mut self) -> Result<()> {
+        let given = self.machine.must("satellite probe services")?;
+        for unit in ["satellite.service", "satellite-relay.service"] {
+            let labels = format!("{{name=\"{unit}\",state=\"active\",type=\"notify\"}}");
+            ensure!(value(&given, "node_systemd_unit_state", &labels)? == 1.0, "{given}");
+            ensure!(value(&given, "node_systemd_unit_start_time_seconds", unit)? > 1e9, "{given}");
+            ensure!(value(&given, "systemd_unit_memory_bytes", unit)? > 1e6, "{given}");
+            ensure!(value(&given, "systemd_unit_result", &format!("\"{unit}\",result=\"success\""))? == 1.0, "{given}");
+        }
+        let restarts = self.machine.must("systemctl show satellite --property=NRestarts --value")?;
+        let told = value(&given, "node_systemd_service_restart_total", "\"satellite.service\"")?;
+        ensure!(restarts.trim().parse::<f64>()? == told, "{restarts}: {given}");
+        ensure!(value(&given, "node_systemd_version", "")? >= 200.0, "{given}");
+
+        self.machine.must(
+            r#"groupadd docker
+             cat >/root/docker <<'END'
+use IO::Socket::UNIX;
+my $door = IO::Socket::UNIX->new(Local => "/run/docker.sock", Listen => 5) or die;
+while (my $visitor = $door->accept) {
+    while (<$visitor>) { last if /^\r?$/ }
+    print $visitor "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]";
+}
+END
+             (perl /root/docker >/dev/null 2>&1 </dev/null & echo $! >/root/docker.pid)
+             until [ -S /run/docker.sock ]; do sleep 0.1; done
+             chgrp docker /run/docker.sock && chmod 660 /run/docker.sock"#,
+        )?;
+        let refused = self.machine.run("satellite probe containers")?.stdout;
+        ensure!(refused.contains("SupplementaryGroups=docker"), "{refused}");
+        self.machine.must(
+            "mkdir /etc/systemd/system/satellite.service.d
+             printf '[Service]\\nSupplementaryGroups=docker\\n' >/etc/systemd/system/satellite.service.d/docker.conf
+             systemctl daemon-reload
+             systemctl restart satellite",
+        )?;
+        let given = self.machine.must("satellite probe containers")?;
+        ensure!(value(&given, "probe_success", "")? == 1.0, "{given}");
+        self.machine.must(
+            "kill $(cat /root/docker.pid)
+             rm -r /run/docker.sock /etc/systemd/system/satellite.service.d
+             systemctl daemon-reload",
+        )?;
+        self.wait_until_streaming()
     }
 
     /// `kill -9`: systemd starts it again within ten seconds, and the buffer goes on where it was.

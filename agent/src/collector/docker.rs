@@ -107,7 +107,10 @@ impl Docker {
             return Err(Failure::new(Reason::BadAnswer, "HTTP 404: this is neither Docker nor Podman"));
         };
         if listed.iter().any(|container| !container.has_id()) {
-            return Err(Failure::new(Reason::BadAnswer, "a container without an id: this is neither Docker nor Podman"));
+            return Err(Failure::new(
+                Reason::BadAnswer,
+                "a container without an id: this is neither Docker nor Podman",
+            ));
         }
         listed.retain(|container| self.patterns.take(container.name()));
         listed.sort_by(|one, other| (one.name(), &one.id).cmp(&(other.name(), &other.id)));
@@ -255,11 +258,14 @@ fn failure_of_connect(socket: &Path, error: &std::io::Error) -> Failure {
     match error.kind() {
         Io::PermissionDenied => Failure::new(
             Reason::Refused,
-            format!("no permission for {shown}: `systemctl edit satellite`, then [Service] SupplementaryGroups=docker, or whatever group the socket has"),
+            format!(
+                "no permission for {shown}: `systemctl edit satellite`, then [Service] SupplementaryGroups=docker, or whatever group the socket has"
+            ),
         ),
-        Io::NotFound => {
-            Failure::new(Reason::Unreachable, format!("no {shown}: is Docker installed and running? Podman has another `socket`"))
-        }
+        Io::NotFound => Failure::new(
+            Reason::Unreachable,
+            format!("no {shown}: is Docker installed and running? Podman has another `socket`"),
+        ),
         Io::ConnectionRefused => Failure::new(Reason::Refused, format!("nothing listens at {shown}")),
         _ => probe::failure_of_io(error),
     }

@@ -125,7 +125,8 @@ impl Systemd {
         let chosen: Vec<Listed> =
             listed.into_iter().filter(|unit| unit.2 == "loaded" && self.patterns.take(&unit.0)).collect();
         let units = if chosen.len() > UNITS_MAX {
-            let what = format!("{} units are chosen, more than {UNITS_MAX}: narrow `units` or exclude some", chosen.len());
+            let what =
+                format!("{} units are chosen, more than {UNITS_MAX}: narrow `units` or exclude some", chosen.len());
             Err(Failure::new(Reason::BadAnswer, what))
         } else {
             let asking = futures_util::stream::iter(chosen).map(|listed| ask_unit(bus, listed));
@@ -548,7 +549,8 @@ mod tests {
             assert!(failure.reason == reason && failure.detail.contains(said), "{failure}");
         };
         check(|| Answer::Error("org.freedesktop.DBus.Error.ServiceUnknown"), Reason::Unsupported, "is systemd").await;
-        check(|| Answer::Error("org.freedesktop.DBus.Error.Spawn.ChildExited"), Reason::Unsupported, "is systemd").await;
+        check(|| Answer::Error("org.freedesktop.DBus.Error.Spawn.ChildExited"), Reason::Unsupported, "is systemd")
+            .await;
         check(|| Answer::Error("org.freedesktop.DBus.Error.AccessDenied"), Reason::Refused, "forbids").await;
         check(|| Answer::Error("org.freedesktop.DBus.Error.NoReply"), Reason::Timeout, "unanswered").await;
         check(|| Answer::Error("com.example.Odd"), Reason::Refused, "Odd").await;

@@ -155,11 +155,7 @@ impl Bus {
     where
         T: From<zbus::Proxy<'a>> + zbus::proxy::Defaults,
     {
-        zbus::proxy::Builder::new(&self.connection)
-            .path(path)
-            .cache_properties(CacheProperties::No)
-            .build()
-            .await
+        zbus::proxy::Builder::new(&self.connection).path(path).cache_properties(CacheProperties::No).build().await
     }
 }
 

@@ -70,9 +70,7 @@ pub(super) fn bus(answer: impl Fn(&str, &str) -> Answer + Send + Sync + 'static)
 }
 
 /// A bus that does this with each visitor.
-pub(super) fn raw_bus<F: Future<Output = ()> + Send>(
-    serve: impl Fn(UnixStream) -> F + Send + Sync + 'static,
-) -> Bus {
+pub(super) fn raw_bus<F: Future<Output = ()> + Send>(serve: impl Fn(UnixStream) -> F + Send + Sync + 'static) -> Bus {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("bus");
     let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
