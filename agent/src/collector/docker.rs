@@ -340,7 +340,7 @@ mod tests {
         )
     }
 
-    /// As Docker 27 answers on a machine with cgroups of the second version, shortened.
+    /// What Docker tells where cgroups are of the second version, shortened.
     const SECOND: &str = r#"{"read": "2026-11-22T15:00:02.25Z", "preread": "0001-01-01T00:00:00Z",
         "pids_stats": {"current": 7, "limit": 18446744073709551615},
         "blkio_stats": {"io_service_bytes_recursive": [
@@ -352,7 +352,7 @@ mod tests {
         "memory_stats": {"usage": 5000, "stats": {"anon": 1000, "file": 3000, "inactive_file": 2000}, "limit": 9},
         "networks": {"eth0": {"rx_bytes": 10, "rx_packets": 1, "rx_errors": 0, "rx_dropped": 0, "tx_bytes": 20,
             "tx_packets": 2, "tx_errors": 0, "tx_dropped": 0}}}"#;
-    /// The same of the first version.
+    /// The same where they are of the first.
     const FIRST: &str = r#"{"read": "2026-11-22T15:00:02Z", "memory_stats": {"usage": 5000, "max_usage": 6000, "failcnt": 1,
         "stats": {"inactive_file": 1, "total_inactive_file": 2000, "total_rss": 900, "total_cache": 3000, "rss": 1,
             "cache": 1, "total_swap": 5}},

@@ -273,14 +273,14 @@ fn failure_of_connect(socket: &Path, error: &io::Error) -> Failure {
 
 /// Why systemd could not be asked.
 pub(super) fn failure_of(error: &zbus::Error) -> Failure {
-    let (name, said) = match error {
-        zbus::Error::InputOutput(error) => return probe::failure_of_io(error),
-        zbus::Error::Handshake(said) => {
-            let shown: String = said.chars().take(80).collect();
-            return Failure::new(Reason::Refused, format!("the bus does not let us in: {}", shown.escape_debug()));
-        }
-        other => name_of(other),
-    };
+    if let zbus::Error::InputOutput(error) = error {
+        return probe::failure_of_io(error);
+    }
+    if let zbus::Error::Handshake(said) = error {
+        let shown: String = said.chars().take(80).collect();
+        return Failure::new(Reason::Refused, format!("the bus does not let us in: {}", shown.escape_debug()));
+    }
+    let (name, said) = name_of(error);
     let shown: String = said.chars().take(80).collect();
     let shown = shown.escape_debug();
     match name.rsplit('.').next().unwrap_or_default() {
@@ -302,11 +302,13 @@ pub(super) fn failure_of(error: &zbus::Error) -> Failure {
 /// The name of an error that came as an answer, and what it said; no name where it was none.
 fn name_of(error: &zbus::Error) -> (String, String) {
     use zbus::DBusError as _;
-    match error {
-        zbus::Error::MethodError(name, said, _) => (name.to_string(), said.clone().unwrap_or_default()),
-        zbus::Error::FDO(error) => (error.name().to_string(), error.description().unwrap_or_default().to_owned()),
-        other => (String::new(), other.to_string()),
+    if let zbus::Error::MethodError(name, said, _) = error {
+        return (name.to_string(), said.clone().unwrap_or_default());
     }
+    if let zbus::Error::FDO(error) = error {
+        return (error.name().to_string(), error.description().unwrap_or_default().to_owned());
+    }
+    (String::new(), error.to_string())
 }
 
 /// What one question gave: nothing where the unit has gone, is too old to know of it, or answers with something else.
