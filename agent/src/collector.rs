@@ -35,6 +35,7 @@ pub mod gateway;
 mod number;
 pub mod once;
 mod options;
+mod pattern;
 mod probe;
 #[cfg(test)]
 mod stage;

@@ -23,17 +23,14 @@ fn main() -> ExitCode {
     const NUT: &[Peer] = &[Peer::Nut, Peer::Python];
     const MODBUS: &[Peer] = &[Peer::Modbus, Peer::Python];
     const MQTT: &[Peer] = &[Peer::Mosquitto, Peer::MosquittoClients, Peer::Python];
+    const BUS: &[Peer] = &[Peer::MessageBus, Peer::Python];
+    const PODMAN: &[Peer] = &[Peer::Podman, Peer::Python];
     journey::run(vec![
         journey("a_ups_is_read_from_a_real_upsd", NUT, ups),
         journey("registers_and_coils_are_read_from_a_real_modbus_server", MODBUS, modbus),
         journey("an_inverter_is_found_in_a_map_that_a_real_modbus_server_has", MODBUS, sunspec),
         journey("what_devices_publish_is_heard_at_a_real_broker", MQTT, mqtt),
         journey("zigbee2mqtt_tasmota_and_home_assistants_discovery_are_known_by_themselves", MQTT, mqtt_profiles),
-    const BUS: &[Peer] = &[Peer::MessageBus, Peer::Python];
-    const PODMAN: &[Peer] = &[Peer::Podman, Peer::Python];
-    journey::run(vec![
-        journey("a_ups_is_read_from_a_real_upsd", NUT, ups),
-        journey("registers_and_coils_are_read_from_a_real_modbus_server", MODBUS, modbus),
         journey("services_are_read_over_a_real_message_bus", BUS, systemd),
         journey("containers_are_read_from_a_real_podman", PODMAN, docker),
     ])
