@@ -80,7 +80,8 @@ impl Protocol {
     }
 }
 
-/// What an HTTP request may ask. Methods that write are deliberately absent: a configuration only reads.
+/// What an HTTP request may ask. Methods that write are deliberately absent: a configuration only reads. `POST` is for
+/// requests that stand in this program itself, body and all, and only read: devices have interfaces that take no other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Method {
@@ -89,6 +90,8 @@ pub enum Method {
     Get,
     /// The head alone.
     Head,
+    /// A request of the program's own, which a configuration can name and not write.
+    Post,
 }
 
 impl Method {
@@ -98,6 +101,7 @@ impl Method {
         match self {
             Self::Get => "GET",
             Self::Head => "HEAD",
+            Self::Post => "POST",
         }
     }
 }
@@ -592,6 +596,9 @@ mod tests {
         assert_eq!(policy.permits(Protocol::Tcp, ip, 80), Err(Refusal::Protocol(Protocol::Tcp)));
         assert_eq!(policy.permits_method(Method::Get), Err(Refusal::Method(Method::Get)));
         assert_eq!(policy.permits_method(Method::Head), Ok(()));
+        let post = Policy::default().permits_method(Method::Post).unwrap_err().to_string();
+        assert_eq!(post, "policy.toml does not allow POST: add \"POST\" to `methods`");
+        assert_eq!(Policy::parse("methods = [\"GET\", \"POST\"]").unwrap().permits_method(Method::Post), Ok(()));
         let ping = Policy::parse("ports = [80]").unwrap();
         assert_eq!(ping.permits(Protocol::Ping, ip, 0), Ok(()), "a ping has no port");
     }

@@ -315,7 +315,7 @@ mod tests {
             let socket = self.folder.path().join("sock");
             let socket = socket.display();
             let device = format!("collector = \"docker\"\nsocket = \"{socket}\"\ntimeout = \"1s\"\n{more}");
-            Stage::under(&format!("sockets = [\"{socket}\"]"), &device).unwrap()
+            Stage::with_policy(&device, &format!("sockets = [\"{socket}\"]")).unwrap()
         }
 
         async fn poll(&self, more: &str) -> Polled {
@@ -532,14 +532,14 @@ mod tests {
         let engine = engine(|_| None);
         let socket = engine.folder.path().join("none");
         let device = format!("collector = \"docker\"\nsocket = \"{}\"", socket.display());
-        let polled = Stage::under("", &device).unwrap().poll_all().await;
+        let polled = Stage::with_policy(&device, "").unwrap().poll_all().await;
         let failure = polled.failure.unwrap();
         assert!(failure.reason == Reason::Policy && failure.detail.contains("to `sockets`"), "{failure}");
         let policy = format!("sockets = [\"{}\"]", socket.display());
-        let polled = Stage::under(&policy, &device).unwrap().poll_all().await;
+        let polled = Stage::with_policy(&device, &policy).unwrap().poll_all().await;
         assert!(polled.missing[0].1.detail.contains("is Docker installed"), "{}", polled.missing[0].1);
         drop(UnixListener::bind(&socket).unwrap());
-        let polled = Stage::under(&policy, &device).unwrap().poll_all().await;
+        let polled = Stage::with_policy(&device, &policy).unwrap().poll_all().await;
         assert!(polled.missing[0].1.detail.contains("nothing listens"), "{}", polled.missing[0].1);
         let denied = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
         let failure = failure_of_connect(Path::new("/run/docker.sock"), &denied);

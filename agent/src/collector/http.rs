@@ -3,11 +3,14 @@
 //! Metrics that are due together are one request. How it went (`probe_success` and its kin, named as blackbox_exporter
 //! names them) is a metric of its own called `probe`, on the device's schedule; a device that lists no metrics is that
 //! alone. A device that fails is an answer of the probe, and a gap with the exact reason for each number.
+//!
+//! A device whose kind is known names a [`profile`] instead of metrics: its requests and numbers are this program's.
 
 pub(crate) mod client;
 mod connection;
 pub(crate) mod credentials;
 pub mod path;
+mod profile;
 pub(crate) mod target;
 
 use std::collections::BTreeMap;
@@ -22,7 +25,7 @@ use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 
-use self::client::{Answer, Client};
+use self::client::{Answer, Client, Question};
 use self::credentials::{Auth, Credentials};
 use self::path::Path;
 use self::target::Target;
@@ -60,6 +63,10 @@ struct Options {
     auth: Option<Auth>,
     #[serde(default = "verify")]
     tls: String,
+    #[serde(default)]
+    profile: Option<String>,
+    #[serde(default)]
+    entities: Option<Vec<String>>,
 }
 
 pub(super) fn verify() -> String {
@@ -75,6 +82,16 @@ struct MetricOptions {
 fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
     let path = format!("device.{}", device.name);
     let options: Options = options::read(&device.options, &path)?;
+    if options.method == Method::Post {
+        let reason = "a configuration only reads: GET or HEAD; what is read by POST is for profiles to ask";
+        return Err(options::problem(&format!("{path}.method"), reason));
+    }
+    if let Some(name) = options.profile.clone() {
+        return profile::asking::build(&name, options, device, context);
+    }
+    if options.entities.is_some() {
+        return Err(options::problem(&format!("{path}.entities"), "only a profile has entities: name it in `profile`"));
+    }
     let ask = Ask {
         url: &options.url,
         headers: &options.headers,
@@ -241,7 +258,7 @@ impl Http {
         };
         if due.contains(&self.probe) {
             probe::report(readings, self.probe, outcome.is_ok(), seconds);
-            self.report(&seen, readings);
+            seen.report(self.probe, &self.client, readings);
         }
         let body = match (outcome, seen.encoded) {
             (Ok(_), Some(failure)) | (Err(failure), _) => Err(failure),
@@ -258,21 +275,10 @@ impl Http {
         Ok(())
     }
 
-    /// Finds what is due in an answer; in a large one on a thread of its own, so that others get their turn.
-    async fn find(&self, due: Vec<usize>, body: Vec<u8>, left: Duration) -> Result<Vec<Values>, Failure> {
-        static LARGE: Semaphore = Semaphore::const_new(LARGE_AT_ONCE_MAX);
-        if body.len() <= SMALL_BYTES_MAX {
-            return find(&self.numbers, &due, &body, left);
-        }
-        let ended = |error: String| Failure::new(Reason::BadAnswer, error);
-        let permit = LARGE.acquire().await.map_err(|error| ended(error.to_string()))?;
+    /// Finds what is due in an answer.
+    async fn find(&mut self, due: Vec<usize>, body: Vec<u8>, left: Duration) -> Result<Vec<Values>, Failure> {
         let numbers = Arc::clone(&self.numbers);
-        let work = tokio::task::spawn_blocking(move || {
-            let found = find(&numbers, &due, &body, left);
-            drop(permit);
-            found
-        });
-        work.await.map_err(|error| ended(error.to_string()))?
+        aside(body.len(), move || find(&numbers, &due, &body, left)).await
     }
 
     fn take(&self, due: &[usize], found: Result<Vec<Values>, Failure>, readings: &mut Readings) {
@@ -290,14 +296,8 @@ impl Http {
     }
 
     async fn exchange(&mut self, seen: &mut Seen) -> Result<Vec<u8>, Failure> {
-        let watch = Stopwatch::start();
-        self.client.resolve(&self.gate).await?;
-        seen.lookup_seconds = watch.seconds();
-        let mut answer: Answer = self.client.send(self.method, ACCEPT).await?;
-        seen.used = answer.from();
-        seen.status = answer.status();
-        seen.version = answer.version();
-        seen.content_length = answer.content_length();
+        let question = Question::new(self.method, ACCEPT);
+        let mut answer = seen.ask(&mut self.client, &self.gate, &question).await?;
         seen.encoded = answer.check_encoding().err();
         answer.check_status()?;
         if seen.encoded.is_some() {
@@ -306,18 +306,53 @@ impl Http {
         }
         answer.body(BODY_BYTES_MAX).await
     }
+}
+
+/// Reads an answer; a large one on a thread of its own, so that others get their turn.
+async fn aside<T: Send + 'static>(
+    bytes: usize,
+    read: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    static LARGE: Semaphore = Semaphore::const_new(LARGE_AT_ONCE_MAX);
+    if bytes <= SMALL_BYTES_MAX {
+        return read();
+    }
+    let ended = |error: String| Failure::new(Reason::BadAnswer, error);
+    let permit = LARGE.acquire().await.map_err(|error| ended(error.to_string()))?;
+    let work = tokio::task::spawn_blocking(move || {
+        let found = read();
+        drop(permit);
+        found
+    });
+    work.await.map_err(|error| ended(error.to_string()))?
+}
+
+impl Seen {
+    /// Asks, at addresses that the gate gives for it, and notes how far that comes.
+    async fn ask(&mut self, client: &mut Client, gate: &Gate, question: &Question) -> Result<Answer, Failure> {
+        *self = Self::default();
+        let watch = Stopwatch::start();
+        client.resolve(gate).await?;
+        self.lookup_seconds = watch.seconds();
+        let answer = client.ask(question).await?;
+        self.used = answer.from();
+        self.status = answer.status();
+        self.version = answer.version();
+        self.content_length = answer.content_length();
+        Ok(answer)
+    }
 
     /// What blackbox_exporter tells besides success and duration; 0 where the request did not come that far.
     #[expect(clippy::cast_precision_loss, reason = "lengths and times far below 2^53")]
-    fn report(&self, seen: &Seen, readings: &mut Readings) {
-        probe::report_address(readings, self.probe, seen.lookup_seconds, seen.used);
-        let length = if seen.status == 0 { 0.0 } else { seen.content_length.map_or(-1.0, |bytes| bytes as f64) };
-        let mut add = |name, unit, value| readings.sample(self.probe, Family::gauge(name, unit), &[], value);
-        add("probe_http_status_code", "", f64::from(seen.status));
+    fn report(&self, metric: usize, client: &Client, readings: &mut Readings) {
+        probe::report_address(readings, metric, self.lookup_seconds, self.used);
+        let length = if self.status == 0 { 0.0 } else { self.content_length.map_or(-1.0, |bytes| bytes as f64) };
+        let mut add = |name, unit, value| readings.sample(metric, Family::gauge(name, unit), &[], value);
+        add("probe_http_status_code", "", f64::from(self.status));
         add("probe_http_content_length", "bytes", length);
-        add("probe_http_version", "", seen.version);
-        add("probe_http_ssl", "", f64::from(u8::from(self.client.is_https() && seen.status > 0)));
-        if let Some(expiry) = self.client.shown().and_then(|shown| shown.earliest_expiry) {
+        add("probe_http_version", "", self.version);
+        add("probe_http_ssl", "", f64::from(u8::from(client.is_https() && self.status > 0)));
+        if let Some(expiry) = client.shown().and_then(|shown| shown.earliest_expiry) {
             add("probe_ssl_earliest_cert_expiry", "seconds", expiry as f64);
         }
     }
@@ -623,7 +658,8 @@ path = "$.gone"
         check("", "device.it: missing field `url`");
         check("url = \"ftp://x/\"", "device.it.url: only http");
         check(&format!("{url}methode = \"GET\""), "device.it.methode: unknown field");
-        check(&format!("{url}method = \"POST\""), "device.it.method: unknown variant `POST`, expected `GET` or `HEAD`");
+        check(&format!("{url}method = \"PUT\""), "device.it.method: unknown variant `PUT`, expected one of");
+        check(&format!("{url}method = \"POST\""), "device.it.method: a configuration only reads");
         check(&format!("{url}headers = {{ Cookie = \"a=b\" }}"), "device.it.headers.Cookie: a secret");
         check(&format!("{url}tls = \"insecure\""), "device.it.tls: write \"verify\"");
         check(&metric(""), "device.it.metric.x: missing field `path`");

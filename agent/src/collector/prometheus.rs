@@ -17,7 +17,7 @@ use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::text::{LINE_BYTES_MAX, Parser, Sample};
-use super::http::client::{Answer, Client};
+use super::http::client::{Answer, Client, Question};
 use super::http::credentials::Auth;
 use super::probe::{self, Stopwatch};
 use super::{Built, Collector, CollectorKind, Context, Failure, Family, Poll, Readings, http, options, whole};
@@ -153,7 +153,7 @@ impl Prometheus {
 
     async fn read(&mut self, scraped: &mut u32, readings: &mut Readings) -> Result<(), Failure> {
         self.client.resolve(&self.gate).await?;
-        let mut answer = self.client.send(Method::Get, ACCEPT).await?;
+        let mut answer = self.client.ask(&Question::new(Method::Get, ACCEPT)).await?;
         read(&mut answer, &self.names, scraped, readings).await
     }
 }

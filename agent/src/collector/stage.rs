@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -11,7 +12,7 @@ use satellite_shared::metric::Series;
 
 use super::{Built, Context, Failure, Readings, kind_of, series_of_key};
 use crate::policy::{Gate, Policy};
-use crate::secrets::Keyring;
+use crate::secrets::{FILE_NAME, Keyring};
 
 /// A device that can be polled.
 pub(crate) struct Stage {
@@ -26,7 +27,7 @@ pub(crate) struct Polled {
     pub(crate) failure: Option<Failure>,
 }
 
-fn build(device: &str, policy: &str) -> Result<Stage, String> {
+fn build(device: &str, policy: &str, keyring: Keyring) -> Result<Stage, String> {
     let document = format!("[[device]]\nname = \"it\"\n{device}\n");
     let (_, document) = Document::parse_text(&document).map_err(|problem| problem.to_string())?;
     let Some(device) = document.devices.into_iter().next() else {
@@ -34,7 +35,7 @@ fn build(device: &str, policy: &str) -> Result<Stage, String> {
     };
     let policy = Policy::parse(policy).map_err(|error| error.to_string())?;
     let gate = Arc::new(Gate::new(policy, Arc::new(SystemClock)));
-    let context = Context::new(gate, Keyring::of([]), "/");
+    let context = Context::new(gate, keyring, "/");
     let kind = kind_of(&device).map_err(|problem| problem.to_string())?;
     let built = (kind.build)(&device, &context).map_err(|problem| problem.to_string())?;
     Ok(Stage { device, built })
@@ -42,18 +43,33 @@ fn build(device: &str, policy: &str) -> Result<Stage, String> {
 
 /// What is wrong with a device.
 pub(crate) fn problem(device: &str) -> String {
-    build(device, "").err().expect("a problem")
+    build(device, "", Keyring::of([])).err().expect("a problem")
+}
+
+/// A keyring with one secret for HTTP with one host, as long as the directory is there.
+pub(crate) fn keyring(name: &str, value: &str, host: &str) -> (tempfile::TempDir, Keyring) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(FILE_NAME);
+    let text = format!("[{name}]\nhosts = [{host:?}]\nprotocols = [\"http\"]\nvalue = {value:?}\n");
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    (dir, Keyring::of([path]))
 }
 
 impl Stage {
     /// The device of this TOML, where these ports of loopback may be polled.
     pub(crate) fn new(device: &str, loopback_ports: &[u16]) -> Result<Self, String> {
-        build(device, &format!("loopback_ports = {loopback_ports:?}"))
+        Self::with_policy(device, &format!("loopback_ports = {loopback_ports:?}"))
     }
 
     /// The device of this TOML under this policy.
-    pub(crate) fn under(policy: &str, device: &str) -> Result<Self, String> {
-        build(device, policy)
+    pub(crate) fn with_policy(device: &str, policy: &str) -> Result<Self, String> {
+        Self::with_secrets(device, policy, Keyring::of([]))
+    }
+
+    /// The same with secrets.
+    pub(crate) fn with_secrets(device: &str, policy: &str, keyring: Keyring) -> Result<Self, String> {
+        build(device, policy, keyring)
     }
 
     pub(crate) async fn poll_all(&mut self) -> Polled {

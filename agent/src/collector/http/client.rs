@@ -1,15 +1,15 @@
-//! One request to one device, bounded in every direction.
+//! Requests to one device, bounded in every direction.
 //!
-//! The connection goes to the addresses that the [`Gate`] handed out for this request and is not kept: no redirect, no
-//! proxy, no second look-up, no resumption, no decompression. A device's HTTP server often serves few connections, so
-//! none is held between polls.
+//! Connections go to the addresses that the [`Gate`] handed out for the request under way: no redirect, no proxy, no
+//! second look-up, no resumption, no decompression. A device's HTTP server often serves few connections, so none is held
+//! between polls; requests of one poll share one where the device keeps it.
 
 use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
-use http_body_util::Empty;
+use http_body_util::Full;
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Request, Response, Version};
 use reqwest::Url;
@@ -20,13 +20,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 
 use super::connection::{Connection, Tls};
-use super::credentials::Credentials;
+use super::credentials::{self, Credentials};
 use super::target::Target;
 use crate::collector::trust::{self, Seen, Shown, Trust};
 use crate::collector::{Failure, probe};
 use crate::policy::{Gate, Method, Protocol};
 
 const USER_AGENT: &str = concat!("satellite/", env!("CARGO_PKG_VERSION"));
+
+/// What is read of an answer that nobody wants, so that its connection can be used again.
+const REST_BYTES_MAX: usize = 16 << 10;
 
 /// What sends requests to one device.
 pub(crate) struct Client {
@@ -36,13 +39,39 @@ pub(crate) struct Client {
     trust: Trust,
     /// The addresses of the request under way: all that it may go to.
     approved: Vec<SocketAddr>,
+    /// The connection of the request before, if it can be used again.
+    kept: Option<Connection>,
     seen: Seen,
     tls: Option<Arc<ClientConfig>>,
+}
+
+/// One request, beside what a device's configuration gives all of them.
+#[derive(Debug)]
+pub(crate) struct Question {
+    /// How it is asked.
+    pub(crate) method: Method,
+    /// Path and query, where they are not the URL's.
+    pub(crate) path: Option<String>,
+    /// What it wants.
+    pub(crate) accept: &'static str,
+    /// Headers of its own.
+    pub(crate) headers: HeaderMap,
+    /// Empty, but for a POST.
+    pub(crate) body: Bytes,
+}
+
+impl Question {
+    /// A request of the URL itself, without a body.
+    pub(crate) fn new(method: Method, accept: &'static str) -> Self {
+        Self { method, path: None, accept, headers: HeaderMap::new(), body: Bytes::new() }
+    }
 }
 
 /// The head of an answer; its body can be read.
 pub(crate) struct Answer {
     url: Url,
+    /// Whether the request could answer a challenge of RFC 7616.
+    is_digest: bool,
     head: Response<()>,
     connection: Connection,
 }
@@ -50,7 +79,13 @@ pub(crate) struct Answer {
 impl Client {
     /// A client that has sent nothing yet.
     pub(crate) fn new(target: Target, headers: HeaderMap, credentials: Credentials, trust: Trust) -> Self {
-        Self { target, headers, credentials, trust, approved: Vec::new(), seen: Seen::default(), tls: None }
+        let (approved, seen) = (Vec::new(), Seen::default());
+        Self { target, headers, credentials, trust, approved, kept: None, seen, tls: None }
+    }
+
+    /// Where it goes.
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
     }
 
     /// Whether it speaks TLS.
@@ -62,36 +97,96 @@ impl Client {
     pub(crate) async fn resolve(&mut self, gate: &Gate) -> Result<Vec<SocketAddr>, Failure> {
         let addresses = gate.resolve(Protocol::Http, &self.target.host, self.target.port).await?;
         self.approved.clone_from(&addresses);
+        self.kept.take_if(|kept| kept.from().is_none_or(|from| !addresses.contains(&from)));
         Ok(addresses)
     }
 
-    /// Sends a request and reads the head of the answer.
-    pub(crate) async fn send(&mut self, method: Method, accept: &'static str) -> Result<Answer, Failure> {
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let tls = if self.is_https() { Some(self.tls()?) } else { None };
-        let request = self.request(method, accept)?;
-        let asked = Connection::ask(std::mem::take(&mut self.approved), tls, request).await;
-        let (connection, head) = asked.map_err(|error| self.failure_of(error.as_ref()))?;
-        Ok(Answer { url: self.target.url.clone(), head, connection })
+    /// Sends a request and reads the head of the answer; a challenge of RFC 7616 is answered where that is configured.
+    pub(crate) async fn ask(&mut self, question: &Question) -> Result<Answer, Failure> {
+        let answer = self.exchange(question).await?;
+        if answer.status() != 401 || !answer.is_digest {
+            return Ok(answer);
+        }
+        self.credentials.take_challenge(answer.challenges())?;
+        self.keep(answer).await;
+        let answer = self.exchange(question).await?;
+        if answer.status() == 401 {
+            self.credentials.forget_challenge();
+        }
+        Ok(answer)
     }
 
-    fn request(&self, method: Method, accept: &'static str) -> Result<Request<Empty<Bytes>>, Failure> {
+    /// Takes the connection back for the next request, if the device lets it be used again.
+    pub(crate) async fn keep(&mut self, answer: Answer) {
+        let Answer { mut connection, .. } = answer;
+        let mut rest = 0;
+        loop {
+            match connection.chunk().await {
+                Ok(Some(chunk)) if rest + chunk.len() <= REST_BYTES_MAX => rest += chunk.len(),
+                Ok(Some(_)) | Err(_) => return,
+                Ok(None) => break,
+            }
+        }
+        if connection.is_open().await {
+            self.kept = Some(connection);
+        }
+    }
+
+    /// Ends what was kept: nothing is held between polls.
+    pub(crate) fn hang_up(&mut self) {
+        self.kept = None;
+        self.approved.clear();
+    }
+
+    async fn exchange(&mut self, question: &Question) -> Result<Answer, Failure> {
+        if let Some(mut connection) = self.kept.take() {
+            let request = self.request(question)?;
+            match connection.ask(request).await {
+                Ok(head) => return Ok(self.answer(head, connection)),
+                // Devices close what they kept whenever they like: that says nothing, and nothing asked here writes.
+                Err(error) if was_closed(error.as_ref()) => {}
+                Err(error) => return Err(self.failure_of(error.as_ref())),
+            }
+        }
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let tls = if self.is_https() { Some(self.tls()?) } else { None };
+        let request = self.request(question)?;
+        let asked = async {
+            let mut connection = Connection::open(self.approved.clone(), tls).await?;
+            let head = connection.ask(request).await?;
+            Ok::<_, super::connection::Error>((head, connection))
+        };
+        match asked.await {
+            Ok((head, connection)) => Ok(self.answer(head, connection)),
+            Err(error) => Err(self.failure_of(error.as_ref())),
+        }
+    }
+
+    fn answer(&self, head: Response<()>, connection: Connection) -> Answer {
+        Answer { url: self.target.url.clone(), is_digest: self.credentials.is_digest(), head, connection }
+    }
+
+    fn request(&mut self, question: &Question) -> Result<Request<Full<Bytes>>, Failure> {
         let url = &self.target.url;
-        let query = url.query().map_or_else(String::new, |query| format!("?{query}"));
+        let path = question.path.clone().unwrap_or_else(|| {
+            let query = url.query().map_or_else(String::new, |query| format!("?{query}"));
+            format!("{}{query}", url.path())
+        });
         let host = url.host_str().unwrap_or_default();
         let host = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
         let mut request = Request::builder()
-            .method(method.as_str())
-            .uri(format!("{}{query}", url.path()))
-            .body(Empty::new())
+            .method(question.method.as_str())
+            .uri(&path)
+            .body(Full::new(question.body.clone()))
             .map_err(|error| unsupported(&error))?;
         let headers = request.headers_mut();
         headers.insert(header::HOST, HeaderValue::from_str(&host).map_err(|error| unsupported(&error))?);
         headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
-        headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
+        headers.insert(header::ACCEPT, HeaderValue::from_static(question.accept));
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.extend(self.headers.clone());
-        headers.extend(self.credentials.headers(&self.target)?);
+        headers.extend(question.headers.clone());
+        headers.extend(self.credentials.headers(&self.target, question.method, &path)?);
         Ok(request)
     }
 
@@ -133,22 +228,24 @@ impl Answer {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let asked = Connection::over(stream, None, Request::new(Empty::new())).await;
-        let (connection, head) = asked.map_err(|error| failure_of(error.as_ref()))?;
+        let failed = |error: super::connection::Error| failure_of(error.as_ref());
+        let mut connection = Connection::over(stream, None).await.map_err(failed)?;
+        let head = connection.ask(Request::new(Full::default())).await.map_err(failed)?;
         let url = Url::parse("http://device/").map_err(|error| unsupported(&error))?;
-        Ok(Self { url, head, connection })
+        Ok(Self { url, is_digest: false, head, connection })
     }
 
     /// What a program of this host answers to a GET of a path that needs no encoding, over its socket.
     pub(crate) async fn local(stream: UnixStream, path: &str) -> Result<Self, Failure> {
-        let mut request = Request::builder().uri(path).body(Empty::new()).map_err(|error| unsupported(&error))?;
+        let mut request = Request::builder().uri(path).body(Full::default()).map_err(|error| unsupported(&error))?;
         let headers = request.headers_mut();
         headers.insert(header::HOST, HeaderValue::from_static("localhost"));
         headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
-        let asked = Connection::over(stream, None, request).await;
-        let (connection, head) = asked.map_err(|error| failure_of(error.as_ref()))?;
+        let failed = |error: super::connection::Error| failure_of(error.as_ref());
+        let mut connection = Connection::over(stream, None).await.map_err(failed)?;
+        let head = connection.ask(request).await.map_err(failed)?;
         let url = Url::parse("http://localhost/").map_err(|error| unsupported(&error))?;
-        Ok(Self { url, head, connection })
+        Ok(Self { url, is_digest: false, head, connection })
     }
 
     /// `200`, `404`, …
@@ -203,7 +300,14 @@ impl Answer {
                 format!("HTTP {}, redirects are not followed{to}", status.as_u16()),
             ));
         }
-        Err(Failure::new(Reason::Refused, format!("HTTP {}", status.as_u16())))
+        let hint = match (status.as_u16(), self.is_digest) {
+            (401, true) => ": the device knows no such user and password",
+            (401, false) if credentials::asks_for_digest(&self.challenges()) => {
+                ": the device asks for digest: add scheme = \"digest\" to `auth`"
+            }
+            _ => "",
+        };
+        Err(Failure::new(Reason::Refused, format!("HTTP {}{hint}", status.as_u16())))
     }
 
     /// Refuses a body that is encoded: none was asked for, and a small one may unpack into a huge one.
@@ -234,6 +338,12 @@ impl Answer {
         Ok(body)
     }
 
+    /// Whom the device would let in, and how.
+    fn challenges(&self) -> Vec<String> {
+        let all = self.head.headers().get_all(header::WWW_AUTHENTICATE).iter();
+        all.filter_map(|value| value.to_str().ok().map(str::to_owned)).collect()
+    }
+
     fn header(&self, name: header::HeaderName) -> Option<&str> {
         self.head.headers().get(name)?.to_str().ok()
     }
@@ -252,6 +362,15 @@ fn failure_of(error: &(dyn Error + 'static)) -> Failure {
         return probe::failure_of_io(io);
     }
     Failure::new(Reason::BadAnswer, format!("not an HTTP answer: {}", root_cause(error)))
+}
+
+/// Whether a connection that had answered before was closed instead of answering again.
+fn was_closed(error: &(dyn Error + 'static)) -> bool {
+    use std::io::ErrorKind as Io;
+    let http = causes(error).filter_map(|cause| cause.downcast_ref::<hyper::Error>());
+    let mut io = causes(error).filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    http.into_iter().any(|http| http.is_incomplete_message() || http.is_closed() || http.is_canceled())
+        || io.any(|io| matches!(io.kind(), Io::ConnectionReset | Io::ConnectionAborted | Io::BrokenPipe))
 }
 
 /// What lies at the bottom: the layers above repeat it.

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready as when_ready};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::{Request, Response, Uri};
@@ -42,7 +42,10 @@ pub(super) type Error = Box<dyn std::error::Error + Send + Sync>;
 /// The connection, with the body of an answer on it.
 pub(super) struct Connection {
     moving: Option<Moving>,
+    sender: http1::SendRequest<Full<Bytes>>,
     body: Option<Incoming>,
+    /// What may still come before the head of the answer is there.
+    left: Arc<AtomicUsize>,
     from: Option<SocketAddr>,
 }
 
@@ -75,12 +78,8 @@ pub(super) struct Tls {
 }
 
 impl Connection {
-    /// Sends a request to one of these addresses, all of which passed the gate, and reads the head of the answer.
-    pub(super) async fn ask(
-        addresses: Vec<SocketAddr>,
-        tls: Option<Tls>,
-        request: Request<Empty<Bytes>>,
-    ) -> Result<(Self, Response<()>), Error> {
+    /// Connects to one of these addresses, all of which passed the gate.
+    pub(super) async fn open(addresses: Vec<SocketAddr>, tls: Option<Tls>) -> Result<Self, Error> {
         let port = addresses.first().map_or(0, SocketAddr::port);
         let mut connector = HttpConnector::new_with_resolver(Approved(addresses));
         connector.set_nodelay(true);
@@ -88,33 +87,48 @@ impl Connection {
         let to: Uri = format!("http://device:{port}/").parse()?;
         let tcp: TcpStream = TokioIo::into_inner(connector.call(to).await?);
         let from = tcp.peer_addr().ok();
-        let (connection, head) = Self::over(tcp, tls, request).await?;
-        Ok((Self { from, ..connection }, head))
+        Ok(Self { from, ..Self::over(tcp, tls).await? })
     }
 
     /// The same over a stream that stands already.
-    pub(super) async fn over<S>(
-        stream: S,
-        tls: Option<Tls>,
-        request: Request<Empty<Bytes>>,
-    ) -> Result<(Self, Response<()>), Error>
+    pub(super) async fn over<S>(stream: S, tls: Option<Tls>) -> Result<Self, Error>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let left = Arc::new(AtomicUsize::new(HEAD_BYTES_MAX));
         let stream = Fair { inner: stream, read: 0, left: Arc::clone(&left) };
-        let (moving, sent) = match tls {
-            None => begin(stream, request).await?,
-            Some(tls) => {
-                let connected = TlsConnector::from(tls.config).connect(tls.name, stream).await?;
-                begin(connected, request).await?
-            }
+        let (sender, moving) = match tls {
+            None => begin(stream).await?,
+            Some(tls) => begin(TlsConnector::from(tls.config).connect(tls.name, stream).await?).await?,
         };
-        let mut connection = Self { moving: Some(moving), body: None, from: None };
-        let (head, body) = connection.wait(sent).await?.into_parts();
-        left.store(usize::MAX, Ordering::Relaxed);
-        connection.body = Some(body);
-        Ok((connection, Response::from_parts(head, ())))
+        Ok(Self { moving: Some(moving), sender, body: None, left, from: None })
+    }
+
+    /// Sends a request and reads the head of the answer.
+    pub(super) async fn ask(&mut self, request: Request<Full<Bytes>>) -> Result<Response<()>, Error> {
+        self.left.store(HEAD_BYTES_MAX, Ordering::Relaxed);
+        let sent = self.sender.send_request(request);
+        let (head, body) = self.wait(sent).await?.into_parts();
+        self.left.store(usize::MAX, Ordering::Relaxed);
+        self.body = Some(body);
+        Ok(Response::from_parts(head, ()))
+    }
+
+    /// Whether another request may follow: the last answer was read to its end, and the device keeps the connection.
+    pub(super) async fn is_open(&mut self) -> bool {
+        if self.body.is_some() {
+            return false;
+        }
+        self.left.store(HEAD_BYTES_MAX, Ordering::Relaxed);
+        std::future::poll_fn(|cx| {
+            let Some(moving) = self.moving.as_mut() else { return Poll::Ready(false) };
+            if moving.as_mut().poll(cx).is_ready() {
+                self.moving = None;
+                return Poll::Ready(false);
+            }
+            self.sender.poll_ready(cx).map(|ready| ready.is_ok())
+        })
+        .await
     }
 
     /// The address that answers.
@@ -150,18 +164,14 @@ impl Connection {
     }
 }
 
-type Sent = Pin<Box<dyn Future<Output = Result<Response<Incoming>, hyper::Error>> + Send>>;
-
-async fn begin<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<(Moving, Sent), Error>
+async fn begin<S>(stream: S) -> Result<(http1::SendRequest<Full<Bytes>>, Moving), Error>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut http = http1::Builder::new();
     http.max_headers(HEADERS_MAX).max_buf_size(READ_BYTES);
-    let (mut sender, moving) = http.handshake::<_, Empty<Bytes>>(TokioIo::new(stream)).await?;
-    // The sender is kept until the answer is there: without it the connection would end at once.
-    let sent = async move { sender.send_request(request).await };
-    Ok((Box::pin(moving), Box::pin(sent)))
+    let (sender, moving) = http.handshake(TokioIo::new(stream)).await?;
+    Ok((sender, Box::pin(moving)))
 }
 
 /// A stream that gives others their turn and ends where nothing useful comes.

@@ -79,16 +79,13 @@ impl Path {
         document: &Value,
         number: impl Fn(&Value) -> Option<f64>,
     ) -> Result<Vec<(String, f64)>, String> {
-        let found = self.query.query_located(document);
-        if found.len() > MATCHES_MAX {
-            return Err(format!("matches {} times, more than {MATCHES_MAX}", found.len()));
-        }
+        let found = self.nodes(document)?;
         let mut numbers = Vec::with_capacity(found.len());
         let mut other = None;
-        for node in found.iter() {
-            match number(node.node()) {
-                Some(value) => numbers.push((self.index(node.location()), value)),
-                None => other = other.or_else(|| Some(what_is(node.node()))),
+        for (index, node) in found {
+            match number(node) {
+                Some(value) => numbers.push((index, value)),
+                None => other = other.or_else(|| Some(what_is(node))),
             }
         }
         match (numbers.is_empty(), other) {
@@ -96,6 +93,20 @@ impl Path {
             (true, Some(what)) => Err(format!("found {what}, not a number")),
             (true, None) => Err(NOTHING.into()),
         }
+    }
+
+    /// All that it finds, each with its index; the index of a single path is empty.
+    pub(super) fn nodes<'a>(&self, document: &'a Value) -> Result<Vec<(String, &'a Value)>, String> {
+        let found = self.query.query_located(document);
+        if found.len() > MATCHES_MAX {
+            return Err(format!("matches {} times, more than {MATCHES_MAX}", found.len()));
+        }
+        Ok(found.iter().map(|node| (self.index(node.location()), node.node())).collect())
+    }
+
+    /// The first that it finds.
+    pub(super) fn first<'a>(&self, document: &'a Value) -> Option<&'a Value> {
+        self.query.query(document).first()
     }
 
     fn index(&self, location: &NormalizedPath<'_>) -> String {
@@ -223,7 +234,8 @@ fn closing(text: &str) -> usize {
     text.len()
 }
 
-fn number(value: &Value) -> Option<f64> {
+/// What a value is as a number, if it is one.
+pub(super) fn number(value: &Value) -> Option<f64> {
     match value {
         Value::Number(number) => number.as_f64(),
         Value::Bool(state) => Some(f64::from(u8::from(*state))),

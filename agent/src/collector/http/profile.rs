@@ -1,0 +1,362 @@
+//! Profiles: what a kind of device gives over HTTP, written down once, so that its owner needs only name it.
+//!
+//! They are files of this package (`agent/profiles/*.toml`), part of the program: the requests, what shows that it is
+//! such a device, and for every number its name, kind, unit and labels. A configuration names one and can change none,
+//! so a profile may ask what a configuration may not: by POST, where the policy allows it, with a body that is fixed
+//! here and only reads. Names are those of the field's exporters where there is one.
+//!
+//! ```toml
+//! about = "A plug"                       # for people
+//! for = "firmware 1.0 to 1.7"            # what it was written for
+//! [login]                                # where a password opens a session: see `asking`
+//! [[request]]
+//! path = "/status/{entity}"              # `{entity}`: once for each of the device's `entities`, answers in one list
+//! soap = "urn:service:1#GetInfo"         # instead of a GET: that action, without arguments; the answer's leaves
+//! optional = true                        # a device that has none of this answers with an error
+//! is = ["$.sys.mac"]                     # without these it is another kind of device
+//! [[request.nodes]]
+//! at = "$.meters[*]"                     # all that these paths find; left out, the answer itself
+//! starts = { "$.id" = "sensor." }        # of these, only those whose text begins so
+//! labels = { meter = "meter:{key}", name = "$.name" }   # `{key}`: what varies on the way; or a text beside the number
+//! metrics = [
+//!   { name = "plug_power_watts", value = "$.power", unit = "watts" },
+//!   { name = "plug_energy_joules_total", value = "$.total", kind = "counter", unit = "joules", scale = 60.0 },
+//!   { name = "plug_on", value = "$.state", words = { ON = 1, OFF = 0 }, other = 0 },
+//!   { name = "plug_timers", count = "$.timers[*]" },
+//!   { name = "plug_info", fixed = 1.0, labels = { mac = "$.mac" } },
+//! ]
+//! ```
+
+pub(super) mod asking;
+mod soap;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use satellite_shared::limits;
+use satellite_shared::metric::Kind;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::path::{self, Path};
+use crate::collector::probe::Stopwatch;
+use crate::collector::{Family, Readings};
+
+/// Every profile there is, in the order that people look for them.
+const ALL: [(&str, &str); 15] = [
+    ("shelly-gen1", include_str!("../../../profiles/shelly-gen1.toml")),
+    ("shelly-gen2", include_str!("../../../profiles/shelly-gen2.toml")),
+    ("tasmota", include_str!("../../../profiles/tasmota.toml")),
+    ("esphome", include_str!("../../../profiles/esphome.toml")),
+    ("home-assistant", include_str!("../../../profiles/home-assistant.toml")),
+    ("proxmox", include_str!("../../../profiles/proxmox.toml")),
+    ("pihole", include_str!("../../../profiles/pihole.toml")),
+    ("fritzbox", include_str!("../../../profiles/fritzbox.toml")),
+    ("fritzbox-tr064", include_str!("../../../profiles/fritzbox-tr064.toml")),
+    ("jellyfin", include_str!("../../../profiles/jellyfin.toml")),
+    ("sonarr", include_str!("../../../profiles/sonarr.toml")),
+    ("radarr", include_str!("../../../profiles/radarr.toml")),
+    ("lidarr", include_str!("../../../profiles/lidarr.toml")),
+    ("prowlarr", include_str!("../../../profiles/prowlarr.toml")),
+    ("qbittorrent", include_str!("../../../profiles/qbittorrent.toml")),
+];
+
+/// One of them.
+pub(super) struct Profile {
+    name: &'static str,
+    about: String,
+    login: Option<Login>,
+    requests: Vec<Request>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ProfileFile {
+    about: String,
+    #[serde(rename = "for")]
+    _written_for: String,
+    login: Option<LoginFile>,
+    request: Vec<RequestFile>,
+}
+
+/// Where `{"password": …}` opens a session, and what then shows it.
+struct Login {
+    path: String,
+    /// Where the session stands in the answer.
+    session: Path,
+    /// In which header it goes.
+    header: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LoginFile {
+    path: String,
+    session: String,
+    header: String,
+}
+
+/// One request and what is read from its answer.
+struct Request {
+    path: String,
+    soap: Option<String>,
+    is_optional: bool,
+    is: Vec<(String, Path)>,
+    nodes: Vec<Nodes>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RequestFile {
+    path: String,
+    soap: Option<String>,
+    #[serde(default)]
+    optional: bool,
+    #[serde(default)]
+    is: Vec<String>,
+    nodes: Vec<NodesFile>,
+}
+
+/// Places in an answer that have the same numbers.
+struct Nodes {
+    at: Path,
+    starts: Vec<(Path, String)>,
+    labels: Vec<(String, Label)>,
+    metrics: Vec<Measure>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NodesFile {
+    #[serde(default = "itself")]
+    at: String,
+    #[serde(default)]
+    starts: BTreeMap<String, String>,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    metrics: Vec<MeasureFile>,
+}
+
+fn itself() -> String {
+    "$".into()
+}
+
+/// One number of such a place.
+struct Measure {
+    name: String,
+    kind: Kind,
+    unit: String,
+    scale: f64,
+    source: Source,
+    words: BTreeMap<String, f64>,
+    other: Option<f64>,
+    labels: Vec<(String, Label)>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MeasureFile {
+    name: String,
+    value: Option<String>,
+    count: Option<String>,
+    fixed: Option<f64>,
+    #[serde(default)]
+    kind: KindFile,
+    #[serde(default)]
+    unit: String,
+    #[serde(default = "unscaled")]
+    scale: f64,
+    #[serde(default)]
+    words: BTreeMap<String, f64>,
+    other: Option<f64>,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum KindFile {
+    #[default]
+    Gauge,
+    Counter,
+    Info,
+}
+
+fn unscaled() -> f64 {
+    1.0
+}
+
+enum Source {
+    Value(Path),
+    /// How many there are.
+    Count(Path),
+    Fixed(f64),
+}
+
+enum Label {
+    At(Path),
+    /// With what varies on the way to the place for `{key}`, and the last piece of that for `{last}`.
+    Text(String),
+}
+
+impl Profile {
+    /// The profile of this name; the error says which there are.
+    pub(super) fn find(name: &str) -> Result<Self, String> {
+        match ALL.iter().find(|(known, _)| *known == name) {
+            Some((name, text)) => Self::parse(name, text).map_err(|error| format!("profile `{name}`: {error}")),
+            None => {
+                let names: Vec<&str> = ALL.iter().map(|(name, _)| *name).collect();
+                Err(format!("there is no such profile: there are {}", names.join(", ")))
+            }
+        }
+    }
+
+    fn parse(name: &'static str, text: &str) -> Result<Self, String> {
+        let file: ProfileFile = toml::from_str(text).map_err(|error| error.to_string())?;
+        let login = file.login.map(|login| {
+            let session = Path::parse(&login.session)?;
+            Ok::<_, String>(Login { path: login.path, session, header: login.header })
+        });
+        let requests = file.request.into_iter().map(Request::parse).collect::<Result<_, _>>()?;
+        Ok(Self { name, about: file.about, login: login.transpose()?, requests })
+    }
+
+    /// Whether it asks for each of the device's entities.
+    fn has_entities(&self) -> bool {
+        self.requests.iter().any(Request::is_for_entities)
+    }
+}
+
+impl Request {
+    fn parse(file: RequestFile) -> Result<Self, String> {
+        let is = file.is.into_iter().map(|text| Path::parse(&text).map(|path| (text, path)));
+        Ok(Self {
+            is: is.collect::<Result<_, _>>()?,
+            nodes: file.nodes.into_iter().map(Nodes::parse).collect::<Result<_, _>>()?,
+            path: file.path,
+            soap: file.soap,
+            is_optional: file.optional,
+        })
+    }
+
+    fn is_for_entities(&self) -> bool {
+        self.path.contains("{entity}")
+    }
+
+    /// Reads an answer as it came; the error says why it is none of such a device.
+    fn document(&self, body: &[u8]) -> Result<Value, String> {
+        let document = if self.soap.is_some() { soap::read_answer(body)? } else { super::read_document(body)? };
+        match self.is.iter().find(|(_, path)| path.first(&document).is_none_or(Value::is_null)) {
+            None => Ok(document),
+            Some((text, _)) => Err(format!("there is no {text} in the answer")),
+        }
+    }
+
+    /// Adds all that is found, if there is time for it; says whether there was.
+    fn add(&self, document: &Value, metric: usize, left: Duration, readings: &mut Readings) -> Result<bool, String> {
+        let watch = Stopwatch::start();
+        for nodes in &self.nodes {
+            if watch.seconds() > left.as_secs_f64() {
+                return Ok(false);
+            }
+            nodes.add(document, metric, readings)?;
+        }
+        Ok(true)
+    }
+}
+
+impl Nodes {
+    fn parse(file: NodesFile) -> Result<Self, String> {
+        let starts = file.starts.into_iter().map(|(path, text)| Ok::<_, String>((Path::parse(&path)?, text)));
+        Ok(Self {
+            at: Path::parse(&file.at)?,
+            starts: starts.collect::<Result<_, _>>()?,
+            labels: labels(file.labels)?,
+            metrics: file.metrics.into_iter().map(Measure::parse).collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn add(&self, document: &Value, metric: usize, readings: &mut Readings) -> Result<(), String> {
+        for (key, node) in self.at.nodes(document)? {
+            let begins = |(path, start): &(Path, String)| {
+                path.first(node).and_then(Value::as_str).is_some_and(|text| text.starts_with(start.as_str()))
+            };
+            if !self.starts.iter().all(begins) {
+                continue;
+            }
+            for measure in &self.metrics {
+                let Some(value) = measure.read(node)? else { continue };
+                let found: Vec<(&str, String)> = self
+                    .labels
+                    .iter()
+                    .chain(&measure.labels)
+                    .filter_map(|(name, label)| Some((name.as_str(), label.read(&key, node)?)))
+                    .collect();
+                let found: Vec<(&str, &str)> = found.iter().map(|(name, text)| (*name, text.as_str())).collect();
+                let family = Family { name: &measure.name, kind: measure.kind, unit: &measure.unit };
+                readings.sample(metric, family, &found, value * measure.scale);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Measure {
+    fn parse(file: MeasureFile) -> Result<Self, String> {
+        let source = match (file.value, file.count, file.fixed) {
+            (Some(path), None, None) => Source::Value(Path::parse(&path)?),
+            (None, Some(path), None) => Source::Count(Path::parse(&path)?),
+            (None, None, Some(value)) => Source::Fixed(value),
+            _ => return Err(format!("{}: one of `value`, `count` and `fixed`", file.name)),
+        };
+        let kind = match file.kind {
+            KindFile::Gauge => Kind::Gauge,
+            KindFile::Counter => Kind::Counter,
+            KindFile::Info => Kind::Info,
+        };
+        let labels = labels(file.labels)?;
+        let (name, unit, scale, words, other) = (file.name, file.unit, file.scale, file.words, file.other);
+        Ok(Self { name, kind, unit, scale, source, words, other, labels })
+    }
+
+    /// The number, where there is one.
+    fn read(&self, node: &Value) -> Result<Option<f64>, String> {
+        Ok(match &self.source {
+            #[expect(clippy::cast_precision_loss, reason = "a path finds no more than a thousand")]
+            Source::Count(path) => Some(path.nodes(node)?.len() as f64),
+            Source::Fixed(value) => Some(*value),
+            Source::Value(path) => path.first(node).and_then(|found| match found {
+                Value::String(text) if !self.words.is_empty() => self.words.get(text).copied().or(self.other),
+                found => path::number(found),
+            }),
+        })
+    }
+}
+
+impl Label {
+    fn parse(text: String) -> Result<Self, String> {
+        if text.starts_with('$') { Ok(Self::At(Path::parse(&text)?)) } else { Ok(Self::Text(text)) }
+    }
+
+    /// Its text; a label without one is left out.
+    fn read(&self, key: &str, node: &Value) -> Option<String> {
+        let mut text = match self {
+            Self::Text(text) => {
+                text.replace("{key}", key).replace("{last}", key.rsplit('/').next().unwrap_or_default())
+            }
+            Self::At(path) => match path.first(node)? {
+                Value::String(text) => text.clone(),
+                Value::Number(number) => number.to_string(),
+                Value::Bool(state) => state.to_string(),
+                Value::Null | Value::Array(_) | Value::Object(_) => return None,
+            },
+        };
+        let end = (0..=limits::NAME_BYTES_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+        text.truncate(end.unwrap_or(0));
+        (!text.is_empty()).then_some(text)
+    }
+}
+
+fn labels(table: BTreeMap<String, String>) -> Result<Vec<(String, Label)>, String> {
+    table.into_iter().map(|(name, text)| Ok((name, Label::parse(text)?))).collect()
+}

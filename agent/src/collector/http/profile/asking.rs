@@ -1,0 +1,660 @@
+//! A device asked as its profile says: all requests of a poll one after the other, over one connection where it is kept.
+//!
+//! Two metrics: `profile` is all that the profile reads, or a gap with the reason, which names profile and request;
+//! `probe` tells how it went, as for a single request. A device that only opens sessions (`[login]`) is sent the password
+//! once, and then what it gave for it, until it wants no more of it; a device without a password is just asked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use satellite_shared::config::{Device, Problem};
+use satellite_shared::gap::Reason;
+use secrecy::ExposeSecret as _;
+use serde_json::{Value, json};
+
+use super::{Profile, Request, soap};
+use crate::collector::http::client::{Answer, Client, Question};
+use crate::collector::http::{
+    ACCEPT, Ask, BODY_BYTES_MAX, DOCUMENT_BYTES_MAX, Options, Seen, aside, document_bytes, read_document,
+};
+use crate::collector::number::PROBE;
+use crate::collector::probe::{self, Stopwatch};
+use crate::collector::{Built, Collector, Context, Failure, Poll, Readings, options, whole};
+use crate::policy::{Gate, Method, Protocol};
+use crate::secrets::{Keyring, SecretName};
+
+/// Index of the metric that is all that the profile reads.
+const PROFILE: usize = 0;
+/// Index of the metric that tells how it went.
+const HOW: usize = 1;
+/// Requests of one poll, beside those that log in.
+const ENTITIES_MAX: usize = 32;
+/// A name in a device's own words.
+const ENTITY_BYTES_MAX: usize = 128;
+/// All answers of one poll.
+const POLL_BYTES_MAX: usize = 4 << 20;
+/// What opens a session.
+const SESSION_BYTES_MAX: usize = 1 << 10;
+
+/// Reads a device that names a profile.
+pub(in crate::collector::http) fn build(
+    name: &str,
+    device_options: Options,
+    device: &Device,
+    context: &Context,
+) -> Result<Built, Problem> {
+    let path = format!("device.{}", device.name);
+    let at = |key: &str, reason: String| options::problem(&format!("{path}.{key}"), reason);
+    let profile = Profile::find(name).map_err(|reason| at("profile", reason))?;
+    if !device.metrics.is_empty() {
+        return Err(at("metric", format!("`{name}` knows its metrics: remove the [[device.metric]] tables")));
+    }
+    if device.options.contains_key("method") {
+        return Err(at("method", format!("`{name}` knows how to ask: remove it")));
+    }
+    let Options { url, headers, secret_headers, auth, tls, entities, .. } = device_options;
+    let (auth, secret) = match (auth, &profile.login) {
+        (Some(auth), Some(_)) => (None, Some(auth.only_secret().map_err(|(key, reason)| at(&key, reason))?)),
+        (auth, _) => (auth, None),
+    };
+    let posts = secret.is_some() || profile.requests.iter().any(|request| request.soap.is_some());
+    for method in [Some(Method::Get), posts.then_some(Method::Post)].into_iter().flatten() {
+        let permitted = context.gate.policy().permits_method(method);
+        permitted.map_err(|refusal| at("profile", format!("`{name}` asks by {}: {refusal}", method.as_str())))?;
+    }
+    let client = Ask { url: &url, headers: &headers, secret_headers, auth, tls: &tls }.client(&path, context)?;
+    let base = &client.target().url;
+    if base.query().is_some() {
+        return Err(at("url", "a profile has its own paths: write http://host or http://host/prefix".into()));
+    }
+    let plans = plans(&profile, base.path().trim_end_matches('/'), entities);
+    let plans = plans.map_err(|reason| at("entities", reason))?;
+    let mut metrics = whole(device);
+    metrics[PROFILE].name = "profile".into();
+    metrics.extend(whole(device));
+    metrics[HOW].name = PROBE.into();
+    let collector = Profiled {
+        gate: Arc::clone(&context.gate),
+        keyring: Arc::clone(&context.keyring),
+        client,
+        prefix: plans.0,
+        plans: plans.1,
+        secret,
+        session: None,
+        profile: Arc::new(profile),
+        limit: probe::limit(device.timeout),
+    };
+    Ok(Built { collector: Box::new(collector), metrics })
+}
+
+/// What each request of a profile asks for this device, behind what its URL has before all paths.
+fn plans(profile: &Profile, prefix: &str, entities: Option<Vec<String>>) -> Result<(String, Vec<Vec<String>>), String> {
+    let entities = match (profile.has_entities(), entities) {
+        (false, None) => Vec::new(),
+        (false, Some(_)) => return Err(format!("`{}` asks for all there is: remove it", profile.name)),
+        (true, None) => return Err(format!("`{}` asks for each by its name: {ENTITY_FORM}", profile.name)),
+        (true, Some(entities)) if entities.is_empty() || entities.len() > ENTITIES_MAX => {
+            return Err(format!("{} of them: write 1 to {ENTITIES_MAX}", entities.len()));
+        }
+        (true, Some(entities)) => entities.iter().map(|entity| encoded(entity)).collect::<Result<_, _>>()?,
+    };
+    let plan = |request: &Request| match request.is_for_entities() {
+        true => entities.iter().map(|entity| format!("{prefix}{}", request.path.replace("{entity}", entity))).collect(),
+        false => vec![format!("{prefix}{}", request.path)],
+    };
+    Ok((prefix.to_owned(), profile.requests.iter().map(plan).collect()))
+}
+
+const ENTITY_FORM: &str = "entities = [\"sensor/outdoor_temperature\", \"binary_sensor/door\"]";
+
+/// An entity as it stands in a path: kind and name, nothing behind them that could do more than read.
+fn encoded(entity: &str) -> Result<String, String> {
+    let parts: Vec<&str> = entity.split('/').collect();
+    let fits = |part: &&str| !matches!(*part, "" | "." | "..") && !part.contains(|c: char| c.is_control());
+    if parts.len() != 2 || !parts.iter().all(fits) || entity.len() > ENTITY_BYTES_MAX {
+        return Err(format!("{entity:.80?} is no kind and name: {ENTITY_FORM}"));
+    }
+    let byte = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => char::from(byte).to_string(),
+        byte => format!("%{byte:02X}"),
+    };
+    Ok(entity.bytes().map(byte).collect())
+}
+
+struct Profiled {
+    gate: Arc<Gate>,
+    keyring: Arc<Keyring>,
+    client: Client,
+    profile: Arc<Profile>,
+    /// What the device's URL has before all paths.
+    prefix: String,
+    /// The paths of each request.
+    plans: Vec<Vec<String>>,
+    /// What opens a session.
+    secret: Option<SecretName>,
+    /// The one that is open.
+    session: Option<HeaderValue>,
+    limit: Duration,
+}
+
+impl Profiled {
+    async fn probe(&mut self, due: &[usize], readings: &mut Readings) -> Result<(), Failure> {
+        let watch = Stopwatch::start();
+        let mut seen = Seen::default();
+        let limit = self.limit;
+        let mut found = readings.sibling();
+        let outcome = probe::within(limit, self.read_all(&mut seen, watch, &mut found)).await;
+        let seconds = watch.seconds();
+        self.client.hang_up();
+        if let Err(failure) = &outcome
+            && probe::was_not_tried(failure)
+        {
+            return Err(failure.clone());
+        }
+        if due.contains(&PROFILE) {
+            match &outcome {
+                // Half of it is no answer.
+                Err(failure) => readings.missing(PROFILE, failure.clone()),
+                Ok(()) => readings.append(&found),
+            }
+        }
+        if due.contains(&HOW) {
+            probe::report(readings, HOW, outcome.is_ok(), seconds);
+            seen.report(HOW, &self.client, readings);
+        }
+        Ok(())
+    }
+
+    async fn read_all(&mut self, seen: &mut Seen, watch: Stopwatch, found: &mut Readings) -> Result<(), Failure> {
+        let mut bytes = 0;
+        for (at, paths) in self.plans.clone().iter().enumerate() {
+            let request = &Arc::clone(&self.profile).requests[at];
+            let mut bodies = Vec::with_capacity(paths.len());
+            for path in paths {
+                let body = self.fetch(seen, request, path).await.map_err(|failure| self.explained(failure, path))?;
+                let Some(body) = body else { continue };
+                bytes += body.len();
+                if bytes > POLL_BYTES_MAX {
+                    let detail = format!("answers of more than {POLL_BYTES_MAX} bytes together");
+                    return Err(self.explained(Failure::new(Reason::BadAnswer, detail), path));
+                }
+                bodies.push((path.clone(), body));
+            }
+            if !bodies.is_empty() {
+                let left = Duration::from_secs_f64((self.limit.as_secs_f64() - watch.seconds()).max(0.0));
+                self.take(at, bodies, left, found).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what the paths of one request answered.
+    async fn take(
+        &mut self,
+        at: usize,
+        bodies: Vec<(String, Vec<u8>)>,
+        left: Duration,
+        found: &mut Readings,
+    ) -> Result<(), Failure> {
+        let profile = Arc::clone(&self.profile);
+        let mut own = found.sibling();
+        let bytes = bodies.iter().map(|(_, body)| body.len()).sum();
+        let values: usize = bodies.iter().map(|(_, body)| document_bytes(body)).sum();
+        if values > DOCUMENT_BYTES_MAX {
+            let why = format!("answers with more values than fit {DOCUMENT_BYTES_MAX} bytes");
+            return Err(self.explained(Failure::new(Reason::BadAnswer, why), &bodies[0].0));
+        }
+        let read = move || {
+            let request = &profile.requests[at];
+            let bad = |path: &str, why: String| explained(&profile, Failure::new(Reason::BadAnswer, why), path);
+            let path = bodies.first().map_or(String::new(), |(path, _)| path.clone());
+            let mut documents = Vec::with_capacity(bodies.len());
+            for (path, body) in bodies {
+                documents.push(request.document(&body).map_err(|why| {
+                    let why = format!("{why}: is it {}?", profile.about);
+                    bad(&path, why)
+                })?);
+            }
+            let document = if request.is_for_entities() {
+                Value::Array(documents)
+            } else {
+                documents.pop().unwrap_or(Value::Null)
+            };
+            match request.add(&document, PROFILE, left, &mut own) {
+                Ok(true) => Ok(own),
+                Ok(false) => {
+                    let late = Failure::new(Reason::Timeout, "no time was left to read all of the answer");
+                    Err(explained(&profile, late, &path))
+                }
+                Err(why) => Err(bad(&path, why)),
+            }
+        };
+        found.append(&aside(bytes, read).await?);
+        Ok(())
+    }
+
+    /// One answer's body; none where a device has none of what is optional.
+    async fn fetch(&mut self, seen: &mut Seen, request: &Request, path: &str) -> Result<Option<Vec<u8>>, Failure> {
+        let unfit = |why: String| Failure::new(Reason::Unsupported, why);
+        let mut question = Question::new(Method::Get, ACCEPT);
+        question.path = Some(path.to_owned());
+        if let Some(action) = &request.soap {
+            question.method = Method::Post;
+            (question.headers, question.body) = soap::call(action).map_err(|error| unfit(error.to_string()))?;
+        }
+        let mut answer = self.ask(seen, &mut question).await?;
+        if request.is_optional && !matches!(answer.status(), 200..300 | 401 | 403 | 429) {
+            self.client.keep(answer).await;
+            return Ok(None);
+        }
+        answer.check_status()?;
+        answer.check_encoding()?;
+        let body = answer.body(BODY_BYTES_MAX).await?;
+        self.client.keep(answer).await;
+        Ok(Some(body))
+    }
+
+    /// Asks within a session, where there has to be one.
+    async fn ask(&mut self, seen: &mut Seen, question: &mut Question) -> Result<Answer, Failure> {
+        let had_session = self.session.is_some();
+        self.show_session(seen, question).await?;
+        let answer = seen.ask(&mut self.client, &self.gate, question).await?;
+        if answer.status() != 401 || self.secret.is_none() {
+            return Ok(answer);
+        }
+        self.session = None;
+        if !had_session {
+            return Ok(answer);
+        }
+        self.client.keep(answer).await;
+        self.show_session(seen, question).await?;
+        seen.ask(&mut self.client, &self.gate, question).await
+    }
+
+    async fn show_session(&mut self, seen: &mut Seen, question: &mut Question) -> Result<(), Failure> {
+        let profile = Arc::clone(&self.profile);
+        let (Some(login), Some(name)) = (&profile.login, self.secret.clone()) else { return Ok(()) };
+        let session = match self.session.clone() {
+            Some(session) => session,
+            None => self.log_in(seen, login, &name).await?,
+        };
+        let header = HeaderName::from_bytes(login.header.as_bytes());
+        let header = header.map_err(|error| Failure::new(Reason::Unsupported, error.to_string()))?;
+        question.headers.insert(header, session.clone());
+        self.session = Some(session);
+        Ok(())
+    }
+
+    async fn log_in(
+        &mut self,
+        seen: &mut Seen,
+        login: &super::Login,
+        name: &SecretName,
+    ) -> Result<HeaderValue, Failure> {
+        let (host, port) = (self.client.target().host.clone(), self.client.target().port);
+        let secret = self.keyring.give(name, Protocol::Http, &host, port)?;
+        let body = json!({"password": secret.expose_secret()}).to_string();
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let path = Some(format!("{}{}", self.prefix, login.path));
+        let body = Bytes::from(body);
+        let question = Question { method: Method::Post, path, accept: ACCEPT, headers, body };
+        let mut answer = seen.ask(&mut self.client, &self.gate, &question).await?;
+        let at_login = |failure: Failure| Failure::new(failure.reason, format!("logging in: {}", failure.detail));
+        answer.check_status().map_err(at_login)?;
+        answer.check_encoding().map_err(at_login)?;
+        let body = answer.body(BODY_BYTES_MAX).await.map_err(at_login)?;
+        self.client.keep(answer).await;
+        let bad = |why: String| at_login(Failure::new(Reason::BadAnswer, why));
+        let document = read_document(&body).map_err(bad)?;
+        let session = login.session.first(&document).and_then(Value::as_str).filter(|text| !text.is_empty());
+        let session = session.filter(|text| text.len() <= SESSION_BYTES_MAX).map(HeaderValue::from_str);
+        match session {
+            Some(Ok(mut session)) => {
+                session.set_sensitive(true);
+                Ok(session)
+            }
+            _ => Err(bad("no session came of it".into())),
+        }
+    }
+
+    fn explained(&self, failure: Failure, path: &str) -> Failure {
+        explained(&self.profile, failure, path)
+    }
+}
+
+/// Says with a failure whose it is, and where; a path that is not there is a device of another kind.
+fn explained(profile: &Profile, failure: Failure, path: &str) -> Failure {
+    if probe::was_not_tried(&failure) {
+        return failure;
+    }
+    let Failure { reason, detail } = failure;
+    let (reason, hint) = match detail.as_str() {
+        "HTTP 404" | "HTTP 405" | "HTTP 501" => (Reason::BadAnswer, format!(": is it {}?", profile.about)),
+        _ => (reason, String::new()),
+    };
+    Failure::new(reason, format!("profile `{}`, {path}: {detail}{hint}", profile.name))
+}
+
+impl Collector for Profiled {
+    fn poll<'a>(&'a mut self, due: &'a [usize], readings: &'a mut Readings) -> Poll<'a> {
+        Box::pin(self.probe(due, readings))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpStream;
+    use std::sync::Mutex;
+    use std::sync::atomic::Ordering;
+
+    use satellite_shared::metric::Kind;
+
+    use super::*;
+    use crate::collector::http::profile::ALL;
+    use crate::collector::stage::{self, Peer, Polled, Stage};
+
+    const POSTING: &str = "methods = [\"GET\", \"POST\"]";
+
+    /// What a device answers to `METHOD path`, and behind it the SOAP action in quotes, if there is one.
+    fn fixture(profile: &str) -> BTreeMap<String, Value> {
+        let path = format!("{}/src/collector/http/fixtures/{profile}.json", env!("CARGO_MANIFEST_DIR"));
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    }
+
+    struct Asked {
+        head: String,
+        key: String,
+        body: String,
+    }
+
+    fn read_request(stream: &mut TcpStream) -> Option<Asked> {
+        let head = stage::read_head(stream)?;
+        let header = |name: &str| {
+            let line = head.lines().find(|line| line.starts_with(name))?;
+            line.split_once(": ").map(|(_, value)| value.to_owned())
+        };
+        let length: usize = header("content-length").map_or(0, |length| length.parse().unwrap());
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).ok()?;
+        let mut words = head.split(' ');
+        let mut key = format!("{} {}", words.next()?, words.next()?);
+        if let Some(action) = header("soapaction") {
+            key.push_str(&format!(" {action}"));
+        }
+        Some(Asked { key, body: String::from_utf8(body).unwrap(), head })
+    }
+
+    fn answer(status: &str, body: &str) -> String {
+        format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    }
+
+    /// What a device with these answers says to a request.
+    fn said(answers: &BTreeMap<String, Value>, asked: &Asked) -> String {
+        match answers.get(&asked.key) {
+            None if asked.key.starts_with("POST") => answer("500 No", "<s:Envelope><s:Fault/></s:Envelope>"),
+            None => answer("404 Not Found", "nothing"),
+            Some(texts) if asked.key.starts_with("POST") => {
+                let texts = texts.as_object().unwrap().iter();
+                let leaves: String =
+                    texts.map(|(name, text)| format!("<{name}>{}</{name}>", text.as_str().unwrap())).collect();
+                let action = asked.key.trim_end_matches('"').rsplit('#').next().unwrap();
+                assert!(asked.body.contains(&format!("<u:{action} ")), "{}", asked.body);
+                let body = format!(
+                    "<?xml version=\"1.0\"?>\n<s:Envelope xmlns:s=\"x\"><s:Body><u:{action}Response xmlns:u=\"y\">\n\
+                     {leaves}</u:{action}Response></s:Body></s:Envelope>"
+                );
+                answer("200 OK", &body)
+            }
+            Some(document) => answer("200 OK", &document.to_string()),
+        }
+    }
+
+    /// A device that keeps its connections.
+    fn device(say: impl Fn(&Asked) -> String + Send + 'static) -> Peer {
+        stage::raw_peer(move |stream| {
+            while let Some(asked) = read_request(stream) {
+                if stream.write_all(say(&asked).as_bytes()).is_err() {
+                    return;
+                }
+            }
+        })
+    }
+
+    fn stage(port: u16, profile: &str, more: &str) -> Stage {
+        let device = format!(
+            "collector = \"http\"\nprofile = \"{profile}\"\nurl = \"http://127.0.0.1:{port}\"\ntimeout = \"5s\"\n{more}"
+        );
+        Stage::with_policy(&device, &format!("loopback_ports = [{port}]\n{POSTING}")).unwrap()
+    }
+
+    fn entities(profile: &str) -> &'static str {
+        match profile {
+            "esphome" => {
+                "entities = [\"sensor/outdoor_temperature\", \"sensor/Air Quality\", \"sensor/broken\", \
+                 \"sensor/boots\", \"binary_sensor/door\", \"switch/relay\"]"
+            }
+            _ => "",
+        }
+    }
+
+    fn listed(polled: &Polled) -> String {
+        let line = |(series, value): &(satellite_shared::metric::Series, f64)| {
+            let labels: Vec<String> = series.labels.iter().map(|(name, value)| format!("{name}={value:?}")).collect();
+            let kind = match series.kind {
+                Kind::Counter => " counter",
+                Kind::Info => " info",
+                _ => "",
+            };
+            let unit = if series.unit.is_empty() { String::new() } else { format!(" {}", series.unit) };
+            format!("{}{{{}}} {value}{kind}{unit}", series.name, labels.join(","))
+        };
+        let own = polled.samples.iter().filter(|(series, _)| !series.name.starts_with("probe_"));
+        own.map(line).collect::<Vec<_>>().join("\n")
+    }
+
+    #[tokio::test]
+    async fn every_profile_reads_a_device_of_its_kind_over_one_connection() {
+        for (name, _) in ALL {
+            let answers = fixture(name);
+            let peer = device(move |asked| said(&answers, asked));
+            let mut stage = stage(peer.port, name, entities(name));
+            let polled = stage.poll_all().await;
+            assert!(polled.failure.is_none() && polled.missing.is_empty(), "{name}: {:?}", polled.missing);
+            assert_eq!(polled.value("probe_success"), Some(1.0), "{name}");
+            insta::assert_snapshot!(format!("profile_{name}"), listed(&polled));
+            assert_eq!(peer.visits.load(Ordering::SeqCst), 1, "{name}: one connection");
+            let mut series: Vec<_> = polled.samples.iter().map(|(series, _)| series).collect();
+            series.sort_by_key(|series| (series.name.clone(), series.labels.clone()));
+            assert!(series.is_sorted_by(|a, b| (&a.name, &a.labels) != (&b.name, &b.labels)), "{name}: a series twice");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_device_of_another_kind_is_a_bad_answer_that_names_the_profile() {
+        for (name, _) in ALL {
+            let others =
+                ["<html>login</html>", "{\"hello\": \"world\", \"appName\": \"Other\"}", "[]", "<a><b>c</b></a>"];
+            for other in others.map(|body| answer("200 OK", body)).into_iter().chain([answer("404 Not Found", "")]) {
+                let peer = device(move |_| other.clone());
+                let polled = stage(peer.port, name, entities(name)).poll_all().await;
+                let (metric, failure) = &polled.missing[0];
+                assert_eq!((metric.as_str(), polled.missing.len()), ("profile", 1));
+                assert!(failure.detail.starts_with(&format!("profile `{name}`, /")), "{failure}");
+                assert!(failure.detail.contains(": is it "), "{failure}");
+                assert_eq!(
+                    (failure.reason, polled.value("probe_success")),
+                    (Reason::BadAnswer, Some(0.0)),
+                    "{failure}"
+                );
+                assert_eq!(listed(&polled), "");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_device_that_closes_after_each_answer_is_asked_over_several_connections() {
+        for head in ["HTTP/1.1 200 OK\r\nConnection: close\r\n", "HTTP/1.1 200 OK\r\n"] {
+            let answers = fixture("jellyfin");
+            let peer = stage::raw_peer(move |stream| {
+                let asked = read_request(stream).unwrap();
+                let said = said(&answers, &asked).replacen("HTTP/1.1 200 OK\r\n", head, 1);
+                drop(stream.write_all(said.as_bytes()));
+            });
+            let polled = stage(peer.port, "jellyfin", "").poll_all().await;
+            assert_eq!(polled.value("jellyfin_playing_sessions"), Some(2.0), "{:?}", polled.missing);
+            assert_eq!(peer.visits.load(Ordering::SeqCst), 3);
+        }
+    }
+
+    #[tokio::test]
+    async fn half_of_a_profile_is_none() {
+        let mut answers = fixture("jellyfin");
+        answers.remove("GET /Items/Counts");
+        let peer = device(move |asked| said(&answers, asked));
+        let polled = stage(peer.port, "jellyfin", "").poll_all().await;
+        assert!(polled.missing[0].1.detail.contains("/Items/Counts: HTTP 404"), "{}", polled.missing[0].1);
+        assert_eq!(listed(&polled), "");
+        let peer = device(|_| answer("503 Busy", ""));
+        let polled = stage(peer.port, "jellyfin", "").poll_all().await;
+        assert_eq!(polled.missing[0].1.reason, Reason::Refused);
+    }
+
+    #[tokio::test]
+    async fn a_device_that_stalls_or_sends_without_end_ends_the_poll_by_itself() {
+        let peer = stage::peer(|_, stream| drop(stream.read(&mut [0])));
+        let text = format!(
+            "collector = \"http\"\nprofile = \"proxmox\"\nurl = \"http://127.0.0.1:{}\"\ntimeout = \"1s\"",
+            peer.port
+        );
+        let polled = Stage::new(&text, &[peer.port]).unwrap().poll_all().await;
+        assert_eq!(polled.missing[0].1.reason, Reason::Timeout);
+        let peer = device(|_| format!("HTTP/1.1 200 OK\r\n\r\n{}", " ".repeat(2 << 20)));
+        let polled = stage(peer.port, "proxmox", "").poll_all().await;
+        assert!(polled.missing[0].1.detail.contains("more than 1048576 bytes"), "{}", polled.missing[0].1);
+    }
+
+    #[tokio::test]
+    async fn a_url_with_a_path_is_before_all_paths() {
+        let peer = device(|asked| {
+            assert!(asked.key.starts_with("GET /pve/api2/json/"), "{}", asked.key);
+            answer("200 OK", "{\"data\": {\"version\": \"8\", \"release\": \"8\"}}")
+        });
+        let text =
+            format!("collector = \"http\"\nprofile = \"proxmox\"\nurl = \"http://127.0.0.1:{}/pve/\"", peer.port);
+        let polled = Stage::new(&text, &[peer.port]).unwrap().poll_all().await;
+        assert_eq!(polled.value("pve_version_info"), Some(1.0), "{:?}", polled.missing);
+    }
+
+    /// A Pi-hole that wants a session, and what it was asked.
+    fn pihole(password: &'static str, ends_after: usize) -> (Peer, Arc<Mutex<Vec<String>>>) {
+        let answers = fixture("pihole");
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let written = Arc::clone(&log);
+        let left = Mutex::new((0, ends_after));
+        let peer = device(move |asked| {
+            written.lock().unwrap().push(asked.key.clone());
+            let (session, uses) = &mut *left.lock().unwrap();
+            if asked.key == "POST /api/auth" {
+                if asked.body != format!("{{\"password\":\"{password}\"}}") {
+                    return answer("401 Unauthorized", "{\"session\": {\"valid\": false, \"sid\": null}}");
+                }
+                (*session, *uses) = (*session + 1, ends_after);
+                return answer("200 OK", &format!("{{\"session\": {{\"valid\": true, \"sid\": \"s{session}=\"}}}}"));
+            }
+            if !asked.head.contains(&format!("x-ftl-sid: s{session}=\r\n")) || *uses == 0 {
+                return answer("401 Unauthorized", "{\"error\": {\"key\": \"unauthorized\"}}");
+            }
+            *uses -= 1;
+            said(&answers, asked)
+        });
+        (peer, log)
+    }
+
+    #[tokio::test]
+    async fn a_session_is_opened_once_and_again_when_it_has_ended() {
+        let (peer, log) = pihole("sesame", 3);
+        let policy = format!("loopback_ports = [{}]\n{POSTING}", peer.port);
+        let device = format!(
+            "collector = \"http\"\nprofile = \"pihole\"\nurl = \"http://127.0.0.1:{}\"\nauth = {{ secret = \"dns\" }}",
+            peer.port
+        );
+        let (_dir, keyring) = stage::keyring("dns", "sesame", "127.0.0.1");
+        let mut stage = Stage::with_secrets(&device, &policy, keyring).unwrap();
+        for _ in 0..2 {
+            let polled = stage.poll_all().await;
+            assert_eq!(polled.value("pihole_status"), Some(1.0), "{:?}", polled.missing);
+        }
+        let asked = log.lock().unwrap().join(", ");
+        let (open, summary, blocking) = ("POST /api/auth", "GET /api/stats/summary", "GET /api/dns/blocking");
+        assert_eq!(asked, [open, summary, blocking, summary, blocking, open, blocking].join(", "));
+
+        let (_dir, keyring) = stage::keyring("dns", "wrong", "127.0.0.1");
+        let polled = Stage::with_secrets(&device, &policy, keyring).unwrap().poll_all().await;
+        assert!(polled.missing[0].1.detail.contains("logging in: HTTP 401"), "{}", polled.missing[0].1);
+        let (_dir, keyring) = stage::keyring("dns", "sesame", "other.lan");
+        let polled = Stage::with_secrets(&device, &policy, keyring).unwrap().poll_all().await;
+        assert!(polled.failure.unwrap().detail.contains("not for 127.0.0.1"), "the password stays");
+        let (peer, _) = pihole("sesame", 0);
+        let device = device.replace(&format!(":{}", self::port(&device)), &format!(":{}", peer.port));
+        let policy = format!("loopback_ports = [{}]\n{POSTING}", peer.port);
+        let (_dir, keyring) = stage::keyring("dns", "sesame", "127.0.0.1");
+        let polled = Stage::with_secrets(&device, &policy, keyring).unwrap().poll_all().await;
+        assert!(polled.missing[0].1.detail.contains("HTTP 401"), "a session that is worth nothing ends the poll");
+    }
+
+    fn port(device: &str) -> &str {
+        device.split("127.0.0.1:").nth(1).unwrap().split('"').next().unwrap()
+    }
+
+    #[test]
+    fn what_a_profile_can_not_take_is_named_with_its_place() {
+        let check = |more: &str, expect: &str| {
+            let said = stage::problem(&format!("collector = \"http\"\nurl = \"http://10.0.0.1/\"\n{more}"));
+            assert!(said.starts_with(expect), "{more}: {said}");
+        };
+        check(
+            "profile = \"shelly\"",
+            "device.it.profile: there is no such profile: there are shelly-gen1, shelly-gen2,",
+        );
+        check("profile = \"tasmota\"\nmethod = \"GET\"", "device.it.method: `tasmota` knows how to ask");
+        let metric = "[[device.metric]]\nname = \"x\"\npath = \"$.x\"";
+        check(&format!("profile = \"tasmota\"\n{metric}"), "device.it.metric: `tasmota` knows its metrics");
+        check("profile = \"tasmota\"\nentities = [\"sensor/a\"]", "device.it.entities: `tasmota` asks for all");
+        check("profile = \"esphome\"", "device.it.entities: `esphome` asks for each by its name");
+        check("entities = [\"sensor/a\"]", "device.it.entities: only a profile");
+        for entity in ["sensor", "a/../b", "sensor/a/turn_on", "sensor/", "../a", "switch/a/b"] {
+            check(&format!("profile = \"esphome\"\nentities = [\"{entity}\"]"), "device.it.entities: \"");
+        }
+        check("profile = \"esphome\"\nentities = []", "device.it.entities: 0 of them: write 1 to 32");
+        check("profile = \"pihole\"\nauth = { user = \"a\", secret = \"b\" }", "device.it.auth: the profile logs in");
+        let allow = "add \"POST\" to `methods`";
+        for profile in ["profile = \"fritzbox\"", "profile = \"pihole\"\nauth = { secret = \"b\" }"] {
+            let said = stage::problem(&format!("collector = \"http\"\nurl = \"http://10.0.0.1/\"\n{profile}"));
+            assert!(said.starts_with("device.it.profile: `") && said.ends_with(allow), "{said}");
+        }
+        let query = stage::problem("collector = \"http\"\nurl = \"http://10.0.0.1/?a=b\"\nprofile = \"tasmota\"");
+        assert!(query.starts_with("device.it.url: a profile has its own paths"), "{query}");
+    }
+
+    #[test]
+    fn the_devices_page_has_every_profile_in_its_table_and_an_example_of_it() {
+        let page = include_str!("../../../../DEVICES.md");
+        let table: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
+        for (name, _) in ALL {
+            let cell = format!("`{name}`");
+            assert!(table.iter().any(|line| line.split('|').nth(1).unwrap().contains(&cell)), "{name}");
+            assert!(page.contains(&format!("profile = \"{name}\"")), "{name}");
+            Profile::find(name).unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+
+    #[test]
+    fn an_entity_is_one_piece_of_a_path_whatever_its_name() {
+        assert_eq!(encoded("sensor/Außen #1?x=%2f"), Ok("sensor/Au%C3%9Fen%20%231%3Fx%3D%252f".to_owned()));
+    }
+}
