@@ -619,7 +619,7 @@ mod tests {
         check("ports = [\"90-80\"]", "write \"80-90\"");
         check("ports = [\"+80-90\"]", "is not a port such as");
         check("loopback_ports = [0]", "loopback_ports: 0 is not a port");
-        check("methods = [\"POST\"]", "expected `GET` or `HEAD`");
+        check("methods = [\"PUT\"]", "expected one of `GET`, `HEAD`, `POST`");
         check("protocols = [\"ssh\"]", "`modbus`, `mqtt`, `nut`, `ping`, `snmp`, `tcp`");
         check("networks = [\"10.0.0.1/8\"]", "networks: `10.0.0.1/8` has bits");
         check("requests_per_second_max = 0", "not between 1 and 10000");

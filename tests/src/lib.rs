@@ -61,6 +61,7 @@ pub mod disk;
 pub mod machine;
 
 pub mod message_bus;
+pub mod lighttpd;
 
 pub mod modbus;
 

@@ -66,10 +66,12 @@ pub enum Peer {
     MessageBus,
     /// Podman, and what its containers are made of. Root.
     Podman,
+    /// A web server that lets in by digest.
+    Lighttpd,
 }
 
 /// All of them.
-pub const ALL: [Peer; 25] = [
+pub const ALL: [Peer; 26] = [
     Peer::Python,
     Peer::S3,
     Peer::NodeExporter,
@@ -95,6 +97,7 @@ pub const ALL: [Peer; 25] = [
     Peer::MosquittoClients,
     Peer::MessageBus,
     Peer::Podman,
+    Peer::Lighttpd,
 ];
 
 impl Peer {
@@ -124,6 +127,7 @@ impl Peer {
             Self::MosquittoClients => "mosquitto-clients",
             Self::MessageBus => "dbus",
             Self::Podman => "podman runc busybox-static",
+            Self::Lighttpd => "lighttpd",
         }
     }
 
@@ -167,6 +171,7 @@ impl Peer {
             Self::MosquittoClients => in_path("mosquitto_pub"),
             Self::MessageBus => python_with("jeepney").filter(|_| in_path("dbus-daemon").is_some()),
             Self::Podman => podman::find(),
+            Self::Lighttpd => in_path("lighttpd"),
         }
     }
 

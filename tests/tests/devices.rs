@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use satellite_tests::house::{House, SOON};
 use satellite_tests::journey::{self, journey};
 use satellite_tests::message_bus::MessageBus;
+use satellite_tests::lighttpd::{self, Door, Lighttpd};
 use satellite_tests::modbus::ModbusServer;
 use satellite_tests::mosquitto::{self, Mosquitto};
 use satellite_tests::nut::{self, Nut};
@@ -33,6 +34,11 @@ fn main() -> ExitCode {
         journey("zigbee2mqtt_tasmota_and_home_assistants_discovery_are_known_by_themselves", MQTT, mqtt_profiles),
         journey("services_are_read_over_a_real_message_bus", BUS, systemd),
         journey("containers_are_read_from_a_real_podman", PODMAN, docker),
+    const LIGHTTPD: &[Peer] = &[Peer::Lighttpd, Peer::Python];
+    journey::run(vec![
+        journey("a_ups_is_read_from_a_real_upsd", NUT, ups),
+        journey("registers_and_coils_are_read_from_a_real_modbus_server", MODBUS, modbus),
+        journey("a_profile_is_read_behind_the_digest_of_a_real_web_server", LIGHTTPD, profile_behind_digest),
     ])
 }
 
@@ -487,5 +493,74 @@ fn docker(dir: &Path) -> Result<()> {
     ensure!(!none.keys().any(|series| series.starts_with("container_")), "{none:?}");
     let verdict = house.finish(&[])?;
     ensure!(verdict.stored > 0 && verdict.reasons.contains_key("policy"), "{:?}", verdict.reasons);
+const SHELLY: &str = include_str!("../../agent/src/collector/http/fixtures/shelly-gen2.json");
+
+fn profile_behind_digest(dir: &Path) -> Result<()> {
+    let mut server = Lighttpd::start(&dir.join("lighttpd"), Door::Digest("SHA-256"), PASSWORD)?;
+    let shelly: Value = serde_json::from_str(SHELLY)?;
+    server.put("rpc/Shelly.GetStatus", &shelly["GET /rpc/Shelly.GetStatus"].to_string())?;
+    let mut house = House::new(dir, &[])?;
+    house.satellite.stop()?;
+    house.satellite.set_policy(&format!("loopback_ports = [{}]\nmethods = [\"GET\", \"POST\"]\n", server.port))?;
+    house.satellite.start()?;
+    let address = format!("127.0.0.1:{}", server.port);
+    let device = |profile: &str, more: &str| {
+        format!(
+            "[[device]]\nname = \"plug\"\ncollector = \"http\"\nprofile = \"{profile}\"\nurl = \"http://{address}\"\n\
+             auth = {{ user = \"{}\", secret = \"plug\"{more} }}\nevery = \"1s\"\n",
+            lighttpd::USER
+        )
+    };
+    let digest = device("shelly-gen2", ", scheme = \"digest\"");
+    house.configure(&digest)?;
+    let set = |host: &str, value: &str| {
+        let arguments = ["secrets", "set", "plug", "--host", host, "--protocol", "http"];
+        house.satellite.command(&arguments, value)?.success()
+    };
+    let refused = |said: &str| -> Result<()> {
+        let refused = probed(&house, "plug")?.err().context("a device was read that should not be")?;
+        ensure!(refused.contains(said), "{refused}");
+        Ok(())
+    };
+    refused("no secret `plug`")?;
+    set("127.0.0.2", PASSWORD)?;
+    refused("not for 127.0.0.1")?;
+    set(&address, "another")?;
+    refused("HTTP 401: the device knows no such user and password")?;
+    set(&address, PASSWORD)?;
+    let expect = |series: &str, value: f64| -> Result<()> {
+        let found = probed(&house, "plug")?.map_err(anyhow::Error::msg)?;
+        ensure!(found.get(series) == Some(&value), "{series} is not {value}: {found:?}");
+        Ok(())
+    };
+    for algorithm in ["SHA-256", "MD5"] {
+        server.change(Door::Digest(algorithm), PASSWORD)?;
+        expect("shelly_power_watts{component=switch:0}", 61.5)?;
+        expect("shelly_energy_joules_total{component=emdata:0,phase=total}", 216_000.0)?;
+    }
+    server.put("rpc/Shelly.GetStatus", "{\"a\": 1}")?;
+    refused("profile `shelly-gen2`, /rpc/Shelly.GetStatus: there is no $.sys.mac in the answer: is it a Shelly")?;
+
+    // Digest to a POST with a body: what a Fritz!Box is asked.
+    server.put_call(
+        "upnp/control/deviceinfo",
+        "<s:Envelope><s:Body><u:GetInfoResponse><NewModelName>FRITZ!Box</NewModelName><NewUpTime>77</NewUpTime>\
+         </u:GetInfoResponse></s:Body></s:Envelope>",
+    )?;
+    house.configure(&device("fritzbox-tr064", ", scheme = \"digest\""))?;
+    expect("fritz_uptime_seconds_total{}", 77.0)?;
+
+    // A password that was to be hidden is not sent to who asks for it in clear; without digest, the device's word helps.
+    server.change(Door::Basic, PASSWORD)?;
+    let log = server.log()?;
+    ensure!(["algorithm=SHA-256", "algorithm=MD5"].iter().all(|word| log.contains(word)), "{log}");
+    house.configure(&digest)?;
+    refused("asks for no digest")?;
+    server.change(Door::Digest("SHA-256"), PASSWORD)?;
+    ensure!(!server.log()?.contains("Basic "), "a password was sent in clear");
+    house.configure(&device("shelly-gen2", ""))?;
+    refused("add scheme = \\\"digest\\\" to `auth`")?;
+    let verdict = house.finish(&[])?;
+    ensure!(verdict.stored > 0 && verdict.reasons.contains_key("refused"), "{:?}", verdict.reasons);
     Ok(())
 }
