@@ -23,7 +23,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::codec::Framed;
 use tokio_util::either::Either;
 
-use super::inbox::Shared;
+use super::inbox::{Inbox, Shared};
 use super::packets::{HEAD_BYTES_MAX, Incoming, Packets};
 use super::payload::PAYLOAD_BYTES_MAX;
 use super::topic::{is_topic, shown};
@@ -122,7 +122,7 @@ impl Broker {
             match link.next().await? {
                 Incoming::Packet(Packet::SubAck(answer)) if answer.pkid == FIRST_NUMBER => break answer.return_codes,
                 // What is retained may come before the answer does.
-                other => link.take(other, shared).await?,
+                other @ (Incoming::Packet(_) | Incoming::Skipped(_)) => link.take(other, shared).await?,
             }
         };
         if answers.len() != filters.len() {
@@ -242,7 +242,7 @@ impl Link {
     async fn next(&mut self) -> Result<Incoming, Failure> {
         match self.packets.next().await {
             Some(incoming) => incoming.map_err(|error| failure_of(&error)),
-            None => Err(Failure::new(Reason::Refused, "the broker hung up")),
+            None => Err(hung_up()),
         }
     }
 
@@ -278,7 +278,7 @@ impl Link {
     async fn take(&mut self, incoming: Incoming, shared: &Shared) -> Result<(), Failure> {
         match incoming {
             Incoming::Skipped(number) => {
-                shared.change(super::inbox::Inbox::on_ignored);
+                shared.change(Inbox::on_ignored);
                 self.acknowledge(number).await?;
                 self.pace.after(PAYLOAD_BYTES_MAX).await;
             }
@@ -311,12 +311,19 @@ impl Link {
 
 /// Reads a message, a long one on another thread, and takes it up; gives topics to listen to from now on.
 async fn hear(publish: Publish, shared: &Shared) -> Result<Vec<String>, Failure> {
-    let topic = std::str::from_utf8(&publish.topic).ok().filter(|topic| is_topic(topic));
-    let form = topic.map(|topic| shared.inbox().form(topic));
-    let (Some(topic), Some(form)) = (topic, form.filter(|form| publish.payload.len() <= form.bytes_max())) else {
-        shared.change(super::inbox::Inbox::on_ignored);
+    let Some(topic) = std::str::from_utf8(&publish.topic).ok().filter(|topic| is_topic(topic)) else {
+        shared.change(Inbox::on_ignored);
         return Ok(Vec::new());
     };
+    let form = shared.inbox().form(topic);
+    let Some(form) = form else {
+        shared.inbox().on_passed();
+        return Ok(Vec::new());
+    };
+    if publish.payload.len() > form.bytes_max() {
+        shared.change(Inbox::on_ignored);
+        return Ok(Vec::new());
+    }
     let payload = publish.payload.clone();
     let said = if payload.len() <= SMALL_BYTES_MAX {
         form.read(&payload)
@@ -355,11 +362,16 @@ impl Pace {
     }
 }
 
+fn hung_up() -> Failure {
+    Failure::new(Reason::Refused, "the broker hung up")
+}
+
 fn failure_of(error: &mqttbytes::Error) -> Failure {
-    match error {
-        mqttbytes::Error::Io(error) => probe::failure_of_io(error),
-        other => Failure::new(Reason::BadAnswer, format!("not what an MQTT broker says: {other}")),
-    }
+    let mqttbytes::Error::Io(error) = error else {
+        return Failure::new(Reason::BadAnswer, format!("not what an MQTT broker says: {error}"));
+    };
+    // TLS says so of a peer that just went.
+    if error.kind() == std::io::ErrorKind::UnexpectedEof { hung_up() } else { probe::failure_of_io(error) }
 }
 
 /// How long to wait after so many failures in a row; half of it, and a random share of the other half.

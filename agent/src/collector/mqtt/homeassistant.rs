@@ -12,7 +12,7 @@ use std::time::Duration;
 use satellite_shared::metric::Kind;
 use serde_json::{Map, Value};
 
-use super::payload::{self, Said};
+use super::payload::{self, Form, Said};
 use super::profile::{Heard, Life, Profile, Told, snake_case, unit};
 use super::topic::{Filter, is_topic};
 
@@ -145,6 +145,10 @@ impl Profile for HomeAssistant {
         self.filters.clone()
     }
 
+    fn form(&self, topic: &str) -> Option<Form> {
+        (topic.ends_with("/config") || self.topics.contains(topic)).then_some(Form::Value)
+    }
+
     fn hear(&mut self, topic: &str, said: &Said) -> Heard {
         let inner = topic.strip_prefix(&self.base).and_then(|rest| rest.strip_prefix('/'));
         match inner.and_then(|inner| inner.strip_suffix("/config")) {
@@ -219,7 +223,7 @@ impl Place {
                 let step = |value: &'a Value, key: &String| match value {
                     Value::Object(map) => map.get(key),
                     Value::Array(list) => list.get(key.parse::<usize>().ok()?),
-                    _ => None,
+                    Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => None,
                 };
                 path.iter().try_fold(document, step).map(Found::Json)
             }

@@ -37,6 +37,9 @@ pub(super) struct Rule {
     pub(super) retained: bool,
 }
 
+/// A profile and when its values count.
+pub(super) type Ruled = (Box<dyn Profile>, Rule);
+
 /// One metric of the configuration and where it is said.
 pub(super) struct Listed {
     pub(super) number: Number,
@@ -142,7 +145,7 @@ pub(super) enum Patience {
 pub(super) struct Inbox {
     clock: Arc<dyn Clock>,
     listed: Vec<Listed>,
-    profile: Option<(Box<dyn Profile>, Rule)>,
+    profile: Option<Ruled>,
     link: Link,
     heard: BTreeMap<(usize, String), Heard>,
     passed: Vec<Option<Passed>>,
@@ -174,7 +177,7 @@ pub(super) struct Standing {
 }
 
 impl Inbox {
-    pub(super) fn new(clock: Arc<dyn Clock>, listed: Vec<Listed>, profile: Option<(Box<dyn Profile>, Rule)>) -> Self {
+    pub(super) fn new(clock: Arc<dyn Clock>, listed: Vec<Listed>, profile: Option<Ruled>) -> Self {
         Self {
             clock,
             passed: vec![None; listed.len()],
@@ -201,9 +204,11 @@ impl Inbox {
         filters
     }
 
-    /// How a message of this topic is to be read.
-    pub(super) fn form(&self, topic: &str) -> Form {
-        self.profile.as_ref().map_or(Form::Value, |(profile, _)| profile.form(topic))
+    /// How a message of this topic is to be read; `None` where nobody has a use for it.
+    pub(super) fn form(&self, topic: &str) -> Option<Form> {
+        let of_profile = self.profile.as_ref().and_then(|(profile, _)| profile.form(topic));
+        let is_listed = || self.listed.iter().any(|listed| listed.filter.captures(topic).is_some());
+        of_profile.or_else(|| is_listed().then_some(Form::Value))
     }
 
     /// The longest message that somebody has a use for.
@@ -233,6 +238,11 @@ impl Inbox {
         if let Some((profile, _)) = &mut self.profile {
             profile.reset();
         }
+    }
+
+    /// A message that nobody has a use for.
+    pub(super) fn on_passed(&mut self) {
+        self.messages += 1;
     }
 
     /// A message that could not be taken.
@@ -576,7 +586,7 @@ mod tests {
 
     fn bench(listed: Vec<Listed>, profile: bool) -> Bench {
         let clock = Arc::new(ManualClock::new(1_795_359_600_000, 1_000));
-        let profile = profile.then(|| -> (Box<dyn Profile>, Rule) { (Box::new(Tasmota::new("tele").unwrap()), RULE) });
+        let profile = profile.then(|| -> Ruled { (Box::new(Tasmota::new("tele").unwrap()), RULE) });
         let mut inbox = Inbox::new(clock.clone(), listed, profile);
         inbox.on_up(0.1, vec![]);
         Bench { clock, inbox }

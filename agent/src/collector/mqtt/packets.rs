@@ -10,8 +10,8 @@ use tokio_util::codec::{Decoder, Encoder};
 
 /// The head of a message: topic, number, and what the two are told by.
 pub(super) const HEAD_BYTES_MAX: usize = 1 << 10;
-/// Packets that we send: the longest is the subscription.
-const SENT_BYTES_MAX: usize = 128 << 10;
+/// Packets that we send: the longest is a subscription of as many topics as a profile may want.
+const SENT_BYTES_MAX: usize = 512 << 10;
 /// The packet type of a message, in the upper half of the first byte (MQTT 3.1.1, 2.2.1).
 const PUBLISH: u8 = 3;
 

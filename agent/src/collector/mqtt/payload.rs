@@ -6,7 +6,7 @@ use super::zigbee2mqtt::{self, Device};
 use crate::collector::http::read_document;
 
 /// A message's payload; longer ones are skipped where they come in.
-pub(super) const PAYLOAD_BYTES_MAX: usize = 256 << 10;
+pub(super) const PAYLOAD_BYTES_MAX: usize = 128 << 10;
 /// A number or a word of a message.
 const WORD_BYTES_MAX: usize = 64;
 

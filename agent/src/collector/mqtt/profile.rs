@@ -12,10 +12,8 @@ pub(super) trait Profile: Send {
     /// What to subscribe to.
     fn filters(&self) -> Vec<Filter>;
 
-    /// How a message of this topic is to be read.
-    fn form(&self, _topic: &str) -> Form {
-        Form::Value
-    }
+    /// How a message of this topic is to be read; `None` where it is of no interest.
+    fn form(&self, topic: &str) -> Option<Form>;
 
     /// The longest message that it has a use for.
     fn payload_bytes_max(&self) -> usize {

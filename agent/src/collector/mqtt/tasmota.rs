@@ -7,7 +7,7 @@
 
 use serde_json::{Map, Value};
 
-use super::payload::{self, Said};
+use super::payload::{self, Form, Said};
 use super::profile::{Heard, Profile, Told, snake_case};
 use super::topic::Filter;
 
@@ -56,8 +56,8 @@ const WIFI: [Reading; 4] = [
     Reading::gauge("Channel", "tasmota_wifi_channel", ""),
     Reading::counter("LinkCount", "tasmota_wifi_links_total", ""),
 ];
-/// Of a sensor, what is no measurement.
-const NO_READINGS: [&str; 3] = ["Id", "Address", "Time"];
+/// What is no measurement.
+const NO_READINGS: [&str; 5] = ["Id", "Address", "Time", "TempUnit", "PressureUnit"];
 
 /// What Tasmota calls a number, and what we do.
 struct Reading {
@@ -94,6 +94,11 @@ impl Tasmota {
 impl Profile for Tasmota {
     fn filters(&self) -> Vec<Filter> {
         vec![self.filter.clone()]
+    }
+
+    fn form(&self, topic: &str) -> Option<Form> {
+        let (_, what) = topic.rsplit_once('/')?;
+        matches!(what, "LWT" | "SENSOR" | "STATE").then_some(Form::Value)
     }
 
     fn hear(&mut self, topic: &str, said: &Said) -> Heard {
@@ -142,13 +147,12 @@ fn sensors(device: &str, message: &Map<String, Value>, told: &mut Vec<Told>) {
                 }
             }
             // `Switch1`, or what a rule put here.
-            other if !matches!(sensor.as_str(), "Time" | "TempUnit" | "PressureUnit") => {
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
                 let name = snake_case(sensor);
-                if let Some(number) = payload::number(other).filter(|_| !name.is_empty()) {
-                    told.push(Told::gauge(format!("tasmota_{name}"), "", device, number));
-                }
+                let is_reading = !NO_READINGS.contains(&sensor.as_str()) && !name.is_empty();
+                let number = payload::number(value).filter(|_| is_reading);
+                told.extend(number.map(|number| Told::gauge(format!("tasmota_{name}"), "", device, number)));
             }
-            _ => {}
         }
     }
 }
@@ -189,13 +193,11 @@ fn several(reading: &Reading, device: &str, value: &Value, told: &mut Vec<Told>)
         let gauge = Told::gauge(reading.name, reading.unit, device, number);
         if reading.is_counter { gauge.counting() } else { gauge }
     };
-    match value {
-        Value::Array(values) => {
-            let numbers = values.iter().enumerate().filter_map(|(at, value)| Some((at, value.as_f64()?)));
-            told.extend(numbers.map(|(at, number)| told_of(number).with("phase", (at + 1).to_string())));
-        }
-        other => told.extend(other.as_f64().map(told_of)),
+    if let Some(values) = value.as_array() {
+        let numbers = values.iter().enumerate().filter_map(|(at, value)| Some((at, value.as_f64()?)));
+        told.extend(numbers.map(|(at, number)| told_of(number).with("phase", (at + 1).to_string())));
     }
+    told.extend(value.as_f64().map(told_of));
 }
 
 #[cfg(test)]

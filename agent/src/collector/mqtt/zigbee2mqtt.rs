@@ -316,9 +316,13 @@ impl Profile for Zigbee2mqtt {
         vec![self.filter.clone()]
     }
 
-    fn form(&self, topic: &str) -> Form {
-        let rest = topic.strip_prefix(&self.base);
-        if rest == Some("/bridge/devices") { Form::Devices } else { Form::Value }
+    fn form(&self, topic: &str) -> Option<Form> {
+        match topic.strip_prefix(&self.base)?.strip_prefix('/')? {
+            "bridge/devices" => Some(Form::Devices),
+            "bridge/state" => Some(Form::Value),
+            // Logs, maps and the bridge's own settings, some of them long.
+            rest => (!rest.starts_with("bridge/")).then_some(Form::Value),
+        }
     }
 
     fn payload_bytes_max(&self) -> usize {
@@ -354,10 +358,8 @@ impl Profile for Zigbee2mqtt {
             let told = vec![Told::gauge("zigbee2mqtt_device_up", "", name, up).lasting()];
             return Heard { forgotten, told, ..Heard::default() };
         }
-        match said {
-            Said::Json(Value::Object(message)) => self.on_state(rest, message),
-            _ => Heard::default(),
-        }
+        let Said::Json(Value::Object(message)) = said else { return Heard::default() };
+        self.on_state(rest, message)
     }
 
     fn reset(&mut self) {
@@ -401,11 +403,11 @@ fn told(device: &Device, key: &str, value: &Value) -> Option<Told> {
     let expose = device.exposes.iter().find(|expose| expose.property == key);
     let number = match expose.map(|expose| &expose.form) {
         Some(ExposeForm::Numeric) => value.as_f64(),
-        Some(ExposeForm::Binary { on, off }) => match value {
-            Value::String(text) if Some(text) == on.as_ref() => Some(1.0),
-            Value::String(text) if Some(text) == off.as_ref() => Some(0.0),
+        Some(ExposeForm::Binary { on, off }) => match value.as_str() {
+            Some(text) if on.as_deref() == Some(text) => Some(1.0),
+            Some(text) if off.as_deref() == Some(text) => Some(0.0),
             // `contact` is true where it is closed, whatever the list calls on.
-            other => payload::number(other),
+            Some(_) | None => payload::number(value),
         },
         Some(ExposeForm::Other) => None,
         // Of a device that zigbee2mqtt does not know, everything that is a number.
