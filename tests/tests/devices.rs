@@ -205,22 +205,14 @@ fn mqtt(dir: &Path) -> Result<()> {
     house.satellite.stop()?;
     house.satellite.allow(&[broker.port, broker.tls_port])?;
     house.satellite.start()?;
-    let at = |port: u16, more: &str| {
-        format!(
-            "[[device]]\nname = \"home\"\ncollector = \"mqtt\"\naddress = \"127.0.0.1:{port}\"\nevery = \"1s\"\n{more}\
-             [[device.metric]]\nname = \"power_watts\"\ntopic = \"tele/+/SENSOR\"\npath = \"$.ENERGY.Power\"\n\
-             labels_from = [\"plug\"]\nunit = \"watts\"\nsilent_after = \"4s\"\n\
-             [[device.metric]]\nname = \"door_open\"\ntopic = \"door\"\nretained = true\n"
-        )
-    };
     let login = format!("user = \"{}\"\nsecret = \"mqtt\"\n", mosquitto::USER);
     broker.publish("door", "ON", true)?;
     let refused_for = |what: &str, said: &str| {
         wait::until_true(what, SOON, || Ok(probed(&house, "home")?.is_err_and(|why| why.contains(said))))
     };
-    house.configure(&at(broker.port, ""))?;
+    house.configure(&mqtt_device(broker.port, ""))?;
     refused_for("a broker that wants a user", "wants a user and a password")?;
-    house.configure(&at(broker.port, &login))?;
+    house.configure(&mqtt_device(broker.port, &login))?;
     refused_for("a secret that nobody set", "no secret `mqtt`")?;
     let set = |value: &str| {
         let arguments = ["secrets", "set", "mqtt", "--host", "127.0.0.1", "--protocol", "mqtt"];
@@ -259,24 +251,35 @@ fn mqtt(dir: &Path) -> Result<()> {
     })?;
     ensure!(is_gap("timeout", "is silent since")?, "no gap of the silence: {}", house.satellite.gaps()?);
 
-    house.configure(&at(broker.tls_port, &format!("{login}tls = \"verify\"\n")))?;
-    let refused = probed(&house, "home")?.err().context("a certificate that signs for itself was trusted")?;
-    let pin = refused.split("pin:").nth(1).and_then(|rest| rest.get(..64)).with_context(|| refused.clone())?.to_owned();
-    let pinned = format!("{login}tls = \"pin:{pin}\"\n");
-    house.configure(
-        &at(broker.tls_port, &pinned)
-            .replace("[[device.metric]]\nname = \"power", "retained = true\n[[device.metric]]\nname = \"power"),
-    )?;
-    broker.publish("tele/tv/SENSOR", "{\"ENERGY\": {\"Power\": 44.5}}", true)?;
-    let found = probed(&house, "home")?.map_err(anyhow::Error::msg)?;
-    let value = |series: &str| found.get(series).copied();
-    ensure!(value("power_watts{plug=\"tv\"}") == Some(44.5) && value("door_open{}") == Some(0.0), "{found:?}");
-    ensure!(value("probe_success{}") == Some(1.0), "{found:?}");
+    mqtt_over_tls(&house, &broker)?;
     let verdict = house.finish(&[])?;
     ensure!(verdict.stored > 0 && verdict.reasons.contains_key("refused"), "{:?}", verdict.reasons);
-    let stored = house.relay.data_dir();
-    ensure!(stored.exists(), "{}", stored.display());
+    let records = house.relay.read_records(&["--satellite", &house.id, "--metric", "power_watts"])?.to_string();
+    ensure!(records.contains("42.5") && records.contains("43.5") && records.contains("\"tv\""), "{records}");
     Ok(())
+}
+
+fn mqtt_over_tls(house: &House, broker: &Mosquitto) -> Result<()> {
+    let login = format!("user = \"{}\"\nsecret = \"mqtt\"\nretained = true\n", mosquitto::USER);
+    house.configure(&mqtt_device(broker.tls_port, &format!("{login}tls = \"verify\"\n")))?;
+    let refused = probed(house, "home")?.err().context("a certificate that signs for itself was trusted")?;
+    let pin = refused.split("pin:").nth(1).and_then(|rest| rest.get(..64)).with_context(|| refused.clone())?;
+    house.configure(&mqtt_device(broker.tls_port, &format!("{login}tls = \"pin:{pin}\"\n")))?;
+    broker.publish("tele/tv/SENSOR", "{\"ENERGY\": {\"Power\": 44.5}}", true)?;
+    let found = probed(house, "home")?.map_err(anyhow::Error::msg)?;
+    for (series, value) in [("power_watts{plug=\"tv\"}", 44.5), ("door_open{}", 0.0), ("probe_success{}", 1.0)] {
+        ensure!(found.get(series) == Some(&value), "{series} is not {value}: {found:?}");
+    }
+    Ok(())
+}
+
+fn mqtt_device(port: u16, more: &str) -> String {
+    format!(
+        "[[device]]\nname = \"home\"\ncollector = \"mqtt\"\naddress = \"127.0.0.1:{port}\"\nevery = \"1s\"\n{more}\
+         [[device.metric]]\nname = \"power_watts\"\ntopic = \"tele/+/SENSOR\"\npath = \"$.ENERGY.Power\"\n\
+         labels_from = [\"plug\"]\nunit = \"watts\"\nsilent_after = \"4s\"\n\
+         [[device.metric]]\nname = \"door_open\"\ntopic = \"door\"\nretained = true\n"
+    )
 }
 
 fn broker_says(broker: &Mosquitto, power: &str) -> Result<()> {
@@ -284,14 +287,7 @@ fn broker_says(broker: &Mosquitto, power: &str) -> Result<()> {
 }
 
 /// Messages shaped as the three projects document theirs.
-fn mqtt_profiles(dir: &Path) -> Result<()> {
-    let broker = Mosquitto::start(&dir.join("mosquitto"), PASSWORD)?;
-    let mut house = House::new(dir, &[])?;
-    house.satellite.stop()?;
-    house.satellite.allow(&[broker.port])?;
-    house.satellite.start()?;
-    let arguments = ["secrets", "set", "mqtt", "--host", "127.0.0.1", "--protocol", "mqtt"];
-    house.satellite.command(&arguments, PASSWORD)?.success()?;
+fn profile_messages() -> Vec<(&'static str, String)> {
     let devices = serde_json::json!([
         {"ieee_address": "0x00124b00120144ae", "type": "Coordinator", "friendly_name": "Coordinator", "definition": null},
         {"ieee_address": "0x00158d00018255df", "type": "EndDevice", "friendly_name": "attic/climate", "supported": true,
@@ -303,7 +299,7 @@ fn mqtt_profiles(dir: &Path) -> Result<()> {
     let entity = serde_json::json!({"name": "Energy", "stat_t": "boiler/state", "unit_of_meas": "kWh", "dev_cla": "energy",
         "stat_cla": "total_increasing", "val_tpl": "{{ value_json.energy }}", "uniq_id": "boiler_energy",
         "avty_t": "boiler/status", "dev": {"ids": ["boiler"], "name": "Boiler"}});
-    for (topic, message) in [
+    let messages = [
         ("zigbee2mqtt/bridge/state", "{\"state\": \"online\"}"),
         ("zigbee2mqtt/bridge/devices", &devices.to_string()),
         ("zigbee2mqtt/attic/climate", "{\"temperature\": 21.5, \"battery\": 97, \"linkquality\": 120}"),
@@ -317,8 +313,51 @@ fn mqtt_profiles(dir: &Path) -> Result<()> {
         ("homeassistant/sensor/boiler_energy/config", &entity.to_string()),
         ("boiler/state", "{\"energy\": 7.25}"),
         ("boiler/status", "online"),
-    ] {
-        broker.publish(topic, message, true)?;
+    ];
+    messages.map(|(topic, message): (&str, &str)| (topic, message.to_owned())).to_vec()
+}
+
+/// What each profile makes of them.
+const PROFILE_SERIES: [(&str, &[(&str, f64)]); 3] = [
+    (
+        "zigbee2mqtt",
+        &[
+            ("zigbee2mqtt_device_temperature{device=\"attic/climate\"}", 21.5),
+            ("zigbee2mqtt_device_battery{device=\"attic/climate\"}", 97.0),
+            ("zigbee2mqtt_device_link_quality{device=\"attic/climate\"}", 120.0),
+            ("zigbee2mqtt_device_up{device=\"attic/climate\"}", 1.0),
+            ("zigbee2mqtt_bridge_state{}", 1.0),
+        ],
+    ),
+    (
+        "tasmota",
+        &[
+            ("tasmota_up{device=\"tv\"}", 1.0),
+            ("tasmota_power_watts{device=\"tv\"}", 42.0),
+            ("tasmota_kwh_total{device=\"tv\"}", 12.5),
+            ("tasmota_on{device=\"tv\"}", 1.0),
+            ("tasmota_wifi_signal_dbm{device=\"tv\"}", -60.0),
+        ],
+    ),
+    (
+        "homeassistant",
+        &[(
+            "homeassistant_sensor_energy_kwh{device=\"Boiler\",domain=\"sensor\",entity=\"sensor.boiler_energy\",friendly_name=\"Boiler Energy\"}",
+            7.25,
+        )],
+    ),
+];
+
+fn mqtt_profiles(dir: &Path) -> Result<()> {
+    let broker = Mosquitto::start(&dir.join("mosquitto"), PASSWORD)?;
+    let mut house = House::new(dir, &[])?;
+    house.satellite.stop()?;
+    house.satellite.allow(&[broker.port])?;
+    house.satellite.start()?;
+    let arguments = ["secrets", "set", "mqtt", "--host", "127.0.0.1", "--protocol", "mqtt"];
+    house.satellite.command(&arguments, PASSWORD)?.success()?;
+    for (topic, message) in profile_messages() {
+        broker.publish(topic, &message, true)?;
     }
     let device = |profile: &str| {
         format!(
@@ -328,29 +367,8 @@ fn mqtt_profiles(dir: &Path) -> Result<()> {
             mosquitto::USER
         )
     };
-    let profiles = ["zigbee2mqtt", "tasmota", "homeassistant"];
-    house.configure(&profiles.map(device).concat())?;
-    let expected: [&[(&str, f64)]; 3] = [
-        &[
-            ("zigbee2mqtt_device_temperature{device=\"attic/climate\"}", 21.5),
-            ("zigbee2mqtt_device_battery{device=\"attic/climate\"}", 97.0),
-            ("zigbee2mqtt_device_link_quality{device=\"attic/climate\"}", 120.0),
-            ("zigbee2mqtt_device_up{device=\"attic/climate\"}", 1.0),
-            ("zigbee2mqtt_bridge_state{}", 1.0),
-        ],
-        &[
-            ("tasmota_up{device=\"tv\"}", 1.0),
-            ("tasmota_power_watts{device=\"tv\"}", 42.0),
-            ("tasmota_kwh_total{device=\"tv\"}", 12.5),
-            ("tasmota_on{device=\"tv\"}", 1.0),
-            ("tasmota_wifi_signal_dbm{device=\"tv\"}", -60.0),
-        ],
-        &[(
-            "homeassistant_sensor_energy_kwh{device=\"Boiler\",domain=\"sensor\",entity=\"sensor.boiler_energy\",friendly_name=\"Boiler Energy\"}",
-            7.25,
-        )],
-    ];
-    for (profile, expected) in profiles.iter().zip(expected) {
+    house.configure(&PROFILE_SERIES.map(|(profile, _)| device(profile)).concat())?;
+    for (profile, expected) in PROFILE_SERIES {
         let found = probed(&house, profile)?.map_err(anyhow::Error::msg)?;
         for (series, value) in expected {
             ensure!(found.get(*series) == Some(value), "{series} is not {value}: {found:?}");
