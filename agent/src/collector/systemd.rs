@@ -18,9 +18,7 @@ use satellite_shared::config::{Device, Metric, Problem};
 use satellite_shared::gap::Reason;
 use serde::Deserialize;
 
-use self::bus::{
-    Bus, Listed, ListeningSocketProxy, ManagerProxy, MountProxy, ServiceProxy, TimerProxy, UnitProxy, answer,
-};
+use self::bus::{Bus, Listed, ListeningSocketProxy, MountProxy, ServiceProxy, TimerProxy, UnitProxy, answer};
 use super::pattern::Patterns;
 use super::probe::{self, Stopwatch};
 use super::{Built, Collector, CollectorKind, Context, Failure, Family, Poll, Readings, options, whole};
@@ -117,8 +115,8 @@ impl Systemd {
     }
 
     async fn read(&self, bus: &Bus) -> Result<Told, Failure> {
-        let manager: ManagerProxy<'_> = bus.manager().await.map_err(|error| bus::failure_of(&error))?;
-        let listed = bus.units(&manager).await.map_err(|error| bus::failure_of(&error))?;
+        let manager = bus.manager().await?;
+        let listed = bus.units(&manager).await?;
         let (state, version, virtualization) =
             tokio::join!(manager.system_state(), manager.version(), manager.virtualization());
         let counts = STATES.map(|state| listed.iter().filter(|unit| unit.3 == state).count());
@@ -176,16 +174,6 @@ impl Collector for Systemd {
     }
 }
 
-/// A proxy is made of what is there already: it fails only where a path is none, and then nothing is known of the unit.
-macro_rules! at {
-    ($bus:expr, $path:expr, $proxy:ident) => {
-        match answer($bus.at::<$proxy<'_>>($path).await)? {
-            Some(proxy) => proxy,
-            None => return Ok(()),
-        }
-    };
-}
-
 async fn ask_unit(bus: &Bus, listed: Listed) -> Result<Unit, Failure> {
     let (name, _, _, state, _, _, path, ..) = listed;
     let mut unit = Unit { name, state, ..Unit::default() };
@@ -207,13 +195,13 @@ async fn ask_start(bus: &Bus, path: &Path, unit: &mut Unit) -> Result<(), Failur
         unit.started_usec = Some(0);
         return Ok(());
     }
-    let proxy = at!(bus, path, UnitProxy);
+    let proxy: UnitProxy<'_> = bus.at(path).await?;
     unit.started_usec = answer(proxy.active_enter_timestamp().await)?;
     Ok(())
 }
 
 async fn ask_service(bus: &Bus, path: &Path, unit: &mut Unit) -> Result<(), Failure> {
-    let proxy = at!(bus, path, ServiceProxy);
+    let proxy: ServiceProxy<'_> = bus.at(path).await?;
     let (kind, restarts, result, most) =
         tokio::join!(proxy.kind(), proxy.restarts(), proxy.result(), proxy.tasks_max());
     unit.kind = answer(kind)?;
@@ -233,7 +221,7 @@ async fn ask_service(bus: &Bus, path: &Path, unit: &mut Unit) -> Result<(), Fail
 }
 
 async fn ask_timer(bus: &Bus, path: &Path, unit: &mut Unit) -> Result<(), Failure> {
-    let proxy = at!(bus, path, TimerProxy);
+    let proxy: TimerProxy<'_> = bus.at(path).await?;
     let (last, result) = tokio::join!(proxy.last_trigger_usec(), proxy.result());
     unit.result = answer(result)?;
     unit.measure(Family::gauge("node_systemd_timer_last_trigger_seconds", "seconds"), answer(last)?, 1e6);
@@ -241,7 +229,7 @@ async fn ask_timer(bus: &Bus, path: &Path, unit: &mut Unit) -> Result<(), Failur
 }
 
 async fn ask_socket(bus: &Bus, path: &Path, unit: &mut Unit) -> Result<(), Failure> {
-    let proxy = at!(bus, path, ListeningSocketProxy);
+    let proxy: ListeningSocketProxy<'_> = bus.at(path).await?;
     let (accepted, connections, refused) = tokio::join!(proxy.accepted(), proxy.connections(), proxy.refused());
     unit.count(Family::counter("node_systemd_socket_accepted_connections_total", ""), answer(accepted)?);
     unit.count(Family::gauge("node_systemd_socket_current_connections", ""), answer(connections)?);
@@ -251,7 +239,7 @@ async fn ask_socket(bus: &Bus, path: &Path, unit: &mut Unit) -> Result<(), Failu
 }
 
 async fn ask_mount(bus: &Bus, path: &Path, unit: &mut Unit) -> Result<(), Failure> {
-    let proxy = at!(bus, path, MountProxy);
+    let proxy: MountProxy<'_> = bus.at(path).await?;
     unit.kind = answer(proxy.kind().await)?;
     Ok(())
 }

@@ -138,24 +138,27 @@ impl Bus {
     }
 
     /// systemd itself.
-    pub(super) async fn manager(&self) -> zbus::Result<ManagerProxy<'static>> {
-        ManagerProxy::builder(&self.connection).cache_properties(CacheProperties::No).build().await
+    pub(super) async fn manager(&self) -> Result<ManagerProxy<'static>, Failure> {
+        let proxy = ManagerProxy::builder(&self.connection).cache_properties(CacheProperties::No);
+        proxy.build().await.map_err(|error| failure_of(&error))
     }
 
     /// All units: the one answer that may be long.
-    pub(super) async fn units(&self, manager: &ManagerProxy<'_>) -> zbus::Result<Vec<Listed>> {
+    pub(super) async fn units(&self, manager: &ManagerProxy<'_>) -> Result<Vec<Listed>, Failure> {
         self.room.store(LIST_BYTES_MAX, Ordering::Relaxed);
         let listed = manager.list_units().await;
         self.room.store(MESSAGE_BYTES_MAX, Ordering::Relaxed);
-        listed
+        listed.map_err(|error| failure_of(&error))
     }
 
-    /// One of a unit's interfaces. Its values are asked for one by one: all of them would be three hundred.
-    pub(super) async fn at<'a, T>(&self, path: &'a OwnedObjectPath) -> zbus::Result<T>
+    /// One of a unit's interfaces; nothing is sent for it. Its values are asked for one by one: all of them would be three
+    /// hundred.
+    pub(super) async fn at<'a, T>(&self, path: &'a OwnedObjectPath) -> Result<T, Failure>
     where
         T: From<zbus::Proxy<'a>> + zbus::proxy::Defaults,
     {
-        zbus::proxy::Builder::new(&self.connection).path(path).cache_properties(CacheProperties::No).build().await
+        let proxy = zbus::proxy::Builder::new(&self.connection).path(path).cache_properties(CacheProperties::No);
+        proxy.build().await.map_err(|error| failure_of(&error))
     }
 }
 
@@ -272,7 +275,7 @@ fn failure_of_connect(socket: &Path, error: &io::Error) -> Failure {
 }
 
 /// Why systemd could not be asked.
-pub(super) fn failure_of(error: &zbus::Error) -> Failure {
+fn failure_of(error: &zbus::Error) -> Failure {
     if let zbus::Error::InputOutput(error) = error {
         return probe::failure_of_io(error);
     }
