@@ -4,6 +4,8 @@
 //! measures, limits its time, and turns a failure into gaps, for all alike. Deliberately absent: retries, schedules,
 //! and any way to reach an address that did not pass the [`Gate`].
 
+pub mod dns;
+
 pub mod docker;
 
 pub mod host;
@@ -71,6 +73,7 @@ pub fn all() -> &'static [CollectorKind] {
         mqtt::KIND,
         systemd::KIND,
         docker::KIND,
+        dns::KIND,
         ups::KIND,
     ]
 }

@@ -58,6 +58,8 @@ pub mod journey;
 
 pub mod disk;
 
+pub mod dnsmasq;
+
 pub mod machine;
 
 pub mod message_bus;
@@ -76,3 +78,5 @@ pub mod rounds;
 pub mod load;
 
 pub mod simulation;
+
+pub mod snmp;

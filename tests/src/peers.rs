@@ -68,10 +68,14 @@ pub enum Peer {
     Podman,
     /// A web server that lets in by digest.
     Lighttpd,
+    /// Net-SNMP's agent.
+    Snmpd,
+    /// A name server.
+    Dnsmasq,
 }
 
 /// All of them.
-pub const ALL: [Peer; 26] = [
+pub const ALL: [Peer; 28] = [
     Peer::Python,
     Peer::S3,
     Peer::NodeExporter,
@@ -98,6 +102,8 @@ pub const ALL: [Peer; 26] = [
     Peer::MessageBus,
     Peer::Podman,
     Peer::Lighttpd,
+    Peer::Snmpd,
+    Peer::Dnsmasq,
 ];
 
 impl Peer {
@@ -128,6 +134,8 @@ impl Peer {
             Self::MessageBus => "dbus",
             Self::Podman => "podman runc busybox-static",
             Self::Lighttpd => "lighttpd",
+            Self::Snmpd => "snmpd",
+            Self::Dnsmasq => "dnsmasq-base",
         }
     }
 
@@ -172,6 +180,8 @@ impl Peer {
             Self::MessageBus => python_with("jeepney").filter(|_| in_path("dbus-daemon").is_some()),
             Self::Podman => podman::find(),
             Self::Lighttpd => in_path("lighttpd"),
+            Self::Snmpd => in_path("snmpd"),
+            Self::Dnsmasq => in_path("dnsmasq"),
         }
     }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
+use satellite_tests::dnsmasq::Dnsmasq;
 use satellite_tests::house::{House, SOON};
 use satellite_tests::journey::{self, journey};
 use satellite_tests::message_bus::MessageBus;
@@ -14,6 +15,7 @@ use satellite_tests::mosquitto::{self, Mosquitto};
 use satellite_tests::nut::{self, Nut};
 use satellite_tests::peers::Peer;
 use satellite_tests::podman::{self, Podman};
+use satellite_tests::snmp::{self, Secrets, Snmpd};
 use satellite_tests::wait;
 use serde_json::{Value, json};
 
@@ -39,6 +41,13 @@ fn main() -> ExitCode {
         journey("a_ups_is_read_from_a_real_upsd", NUT, ups),
         journey("registers_and_coils_are_read_from_a_real_modbus_server", MODBUS, modbus),
         journey("a_profile_is_read_behind_the_digest_of_a_real_web_server", LIGHTTPD, profile_behind_digest),
+    const SNMP: &[Peer] = &[Peer::Snmpd, Peer::Python];
+    const DNS: &[Peer] = &[Peer::Dnsmasq, Peer::Python];
+    journey::run(vec![
+        journey("a_ups_is_read_from_a_real_upsd", NUT, ups),
+        journey("registers_and_coils_are_read_from_a_real_modbus_server", MODBUS, modbus),
+        journey("a_switch_a_ups_and_a_printer_are_read_from_a_real_snmpd", SNMP, snmp),
+        journey("a_real_name_server_is_asked_and_its_answers_are_compared", DNS, dns),
     ])
 }
 
@@ -180,6 +189,138 @@ fn sunspec(dir: &Path) -> Result<()> {
     map.extend(inverter);
     map.extend([0xffff, 0]);
     let server = ModbusServer::start(dir, (40_000, &map), &[0], &[false], &[false])?;
+/// A UPS and a printer, as `snmpd` takes them; everything else of it is this machine.
+const SNMP_OBJECTS: [&str; 16] = [
+    "1.3.6.1.2.1.33.1.1.1.0 octet_str \"Eaton\"",
+    "1.3.6.1.2.1.33.1.2.3.0 integer 42",
+    "1.3.6.1.2.1.33.1.2.4.0 integer 97",
+    "1.3.6.1.2.1.33.1.2.5.0 integer 274",
+    "1.3.6.1.2.1.33.1.3.3.1.3.1 integer 231",
+    "1.3.6.1.2.1.33.1.3.3.1.3.2 integer 229",
+    "1.3.6.1.2.1.33.1.4.4.1.5.1 integer 18",
+    "1.3.6.1.2.1.43.5.1.1.17.1 octet_str \"SN-1\"",
+    "1.3.6.1.2.1.43.8.2.1.10.1.1 integer -3",
+    "1.3.6.1.2.1.43.8.2.1.13.1.1 octet_str \"Tray \\\"1\\\" #\"",
+    "1.3.6.1.2.1.43.10.2.1.4.1.1 counter 4711",
+    "1.3.6.1.2.1.43.11.1.1.5.1.1 integer 3",
+    "1.3.6.1.2.1.43.11.1.1.6.1.1 octet_str \"Black Toner\"",
+    "1.3.6.1.2.1.43.11.1.1.8.1.1 integer 2500",
+    "1.3.6.1.2.1.43.11.1.1.9.1.1 integer 1250",
+    "1.3.6.1.4.1.99999.1.0 integer 215",
+];
+
+/// What is found of it.
+const SNMP_FOUND: [(&str, f64); 10] = [
+    ("sysLocation{sysLocation=\"The attic\"}", 1.0),
+    ("upsEstimatedMinutesRemaining{}", 42.0),
+    ("upsBatteryVoltage{}", 274.0),
+    ("upsInputVoltage{upsInputLineIndex=\"2\"}", 229.0),
+    ("prtMarkerLifeCount{hrDeviceIndex=\"1\",prtMarkerIndex=\"1\"}", 4711.0),
+    ("prtInputCurrentLevel{hrDeviceIndex=\"1\",prtInputIndex=\"1\",prtInputName=\"Tray \\\"1\\\" #\"}", -3.0),
+    ("prtMarkerSuppliesLevel{hrDeviceIndex=\"1\",prtMarkerSuppliesIndex=\"1\",prtMarkerSuppliesType=\"3\"}", 1250.0),
+    ("room_celsius{}", 21.5),
+    ("probe_success{}", 1.0),
+    ("snmp_scrape_packets_retried{}", 0.0),
+];
+
+fn snmp(dir: &Path) -> Result<()> {
+    // snmpd.conf has no escapes, and its passwords have at least eight letters.
+    let secrets = Secrets { community: "com#munity", password: "signs $this 1", privacy: "seals \\this #2" };
+    let agent = Snmpd::start(&dir.join("snmpd"), secrets, &SNMP_OBJECTS)?;
+    let mut house = House::new(dir, &[])?;
+    house.satellite.stop()?;
+    house.satellite.allow(&[agent.port])?;
+    house.satellite.start()?;
+    let address = format!("127.0.0.1:{}", agent.port);
+    for (name, value) in [
+        ("community", secrets.community),
+        ("password", secrets.password),
+        ("privacy", secrets.privacy),
+        ("wrong", "wrong password"),
+    ] {
+        let arguments = ["secrets", "set", name, "--host", &address, "--protocol", "snmp"];
+        house.satellite.command(&arguments, value)?.success()?;
+    }
+    let device = |login: &str, more: &str| {
+        format!(
+            "[[device]]\nname = \"it\"\ncollector = \"snmp\"\naddress = \"{address}\"\ntimeout = \"4s\"\nevery = \"5s\"\n{login}\n{more}"
+        )
+    };
+    let all = "modules = [\"system\", \"if_mib\", \"host_resources\", \"ups_mib\", \"printer\"]";
+    let sealed = format!(
+        "user = \"{}\"\nauth = {{ protocol = \"sha256\", secret = \"password\" }}\nprivacy = {{ protocol = \"aes128\", secret = \"privacy\" }}",
+        snmp::SEALED
+    );
+    let signed = format!("user = \"{}\"\nauth = {{ protocol = \"sha1\", secret = \"password\" }}", snmp::SIGNED);
+    let own = "[[device.metric]]\nname = \"room_celsius\"\noid = \"1.3.6.1.4.1.99999.1.0\"\nscale = 0.1\nunit = \"celsius\"\n\
+               [[device.metric]]\nname = \"load\"\noid = \"1.3.6.1.4.1.2021.10.1.6\"\nindex = \"laIndex\"\n";
+    for login in ["secret = \"community\"", &signed, &sealed] {
+        house.configure(&device(login, &format!("{all}\n{own}")))?;
+        let found = probed(&house, "it")?.map_err(anyhow::Error::msg).with_context(|| login.to_owned())?;
+        for (series, value) in SNMP_FOUND {
+            ensure!(found.get(series) == Some(&value), "{login}: {series} is not {value}: {found:?}");
+        }
+        let has =
+            |start: &str, part: &str| found.keys().any(|series| series.starts_with(start) && series.contains(part));
+        ensure!(has("ifHCInOctets{", "ifDescr=\"lo\",ifIndex=\"1\",ifName=\"lo\""), "{login}: {found:?}");
+        ensure!(
+            has("hrStorageUsed{", "hrStorageDescr=\"Physical memory\"") && has("hrProcessorLoad{", "hrDeviceIndex=")
+        );
+        ensure!(has("load{", "laIndex=\"1\"") && has("sysUpTime{", ""), "{login}: {found:?}");
+    }
+    // A user's keys cost a megabyte of hashing each: the session stands from poll to poll.
+    let before = agent.heard()?.len();
+    house.configure(&device(&sealed, "modules = [\"system\"]").replace("4s", "2s").replace("5s", "2s"))?;
+    wait::until_true("polls by one socket", SOON, || {
+        let heard = agent.heard()?;
+        let last = heard.last().cloned().unwrap_or_default();
+        Ok(heard.iter().skip(before).filter(|from| **from == last).count() >= 5)
+    })?;
+    refusals(&mut house, &device, &sealed, &signed)?;
+    let verdict = house.finish(&[])?;
+    ensure!(verdict.stored > 0 && verdict.reasons.contains_key("refused"), "{:?}", verdict.reasons);
+    Ok(())
+}
+
+fn refusals(house: &mut House, device: &dyn Fn(&str, &str) -> String, sealed: &str, signed: &str) -> Result<()> {
+    let system = "modules = [\"system\"]";
+    let wrong = |login: &str, which: &str| login.replace(&format!("secret = \"{which}\""), "secret = \"wrong\"");
+    for (login, modules, said) in [
+        ("", system, "the community right? A wrong one is met with silence"),
+        (&*wrong(sealed, "password"), system, "refuses the user, a password or a protocol"),
+        (&wrong(sealed, "privacy"), system, "the `privacy` right? A wrong one can be met with silence"),
+        (&wrong(signed, "password"), system, "refuses the user, its password or their protocol"),
+        (&signed.replace("sha1", "sha512"), system, "refuses the user, its password or their protocol"),
+        (&signed.replace(snmp::SIGNED, "nobody"), system, "refuses the user"),
+        (&signed.replace("secret = \"password\"", "secret = \"none\""), system, "no secret `none`"),
+        ("user = \"signed\"", system, "refuses"),
+        (
+            signed,
+            "[[device.metric]]\nname = \"x\"\noid = \"1.3.6.1.4.1.99999.7.0\"",
+            "nothing at 1.3.6.1.4.1.99999.7.0",
+        ),
+    ] {
+        house.configure(&device(login, modules))?;
+        let refused = probed(house, "it")?.err().with_context(|| format!("{login}: it was answered"))?;
+        ensure!(refused.contains(said), "{login}: {refused}");
+        ensure!(!refused.contains("signs $this") && !refused.contains("com#munity"), "a secret is told: {refused}");
+    }
+    wait::until_true("a gap of it", SOON, || {
+        let gaps = house.satellite.gaps()?;
+        Ok(gaps["gaps"].as_array().into_iter().flatten().any(|gap| gap["device"] == "it" && gap["reason"] == "refused"))
+    })
+}
+
+fn dns(dir: &Path) -> Result<()> {
+    let lines = [
+        "host-record=nas.lan,10.0.0.7,fd00::7",
+        "cname=files.lan,nas.lan",
+        "mx-host=lan,mail.lan,10",
+        "txt-record=lan,\"v=spf1 -all\"",
+        "srv-host=_http._tcp.lan,nas.lan,80,1,2",
+        "caa-record=lan,0,issue,nobody",
+    ];
+    let server = Dnsmasq::start(dir, &lines)?;
     let mut house = House::new(dir, &[])?;
     house.satellite.stop()?;
     house.satellite.allow(&[server.port])?;
@@ -454,6 +595,44 @@ fn systemd(dir: &Path) -> Result<()> {
     })?;
     let _systemd = bus.systemd(&Value::Array(units))?;
     wait::until_true("systemd again", SOON, || Ok(probed(&house, "units")?.is_ok()))?;
+    let device = |port: u16, more: &str| {
+        let server = format!("server = \"127.0.0.1:{port}\"\nevery = \"1s\"\ntimeout = \"1s\"");
+        format!("[[device]]\nname = \"it\"\ncollector = \"dns\"\n{server}\n{more}\n")
+    };
+    for (asked, expect) in [
+        ("query = \"nas.lan\"", "\"10.0.0.7\""),
+        ("query = \"NAS.lan.\"\ntype = \"AAAA\"\ntransport = \"tcp\"", "\"fd00:0::7\""),
+        ("query = \"files.lan\"\ntype = \"CNAME\"", "\"nas.lan\""),
+        ("query = \"lan\"\ntype = \"MX\"", "\"10 mail.lan\""),
+        ("query = \"lan\"\ntype = \"TXT\"", "\"v=spf1 -all\""),
+        ("query = \"_http._tcp.lan\"\ntype = \"SRV\"", "\"1 2 80 nas.lan\""),
+        ("query = \"lan\"\ntype = \"CAA\"", "'0 issue \"nobody\"'"),
+        ("query = \"10.0.0.7\"\ntype = \"PTR\"", "\"nas.lan\""),
+    ] {
+        house.configure(&device(server.port, &format!("{asked}\nexpect = [{expect}]")))?;
+        let found = probed(&house, "it")?.map_err(anyhow::Error::msg).with_context(|| asked.to_owned())?;
+        for series in ["probe_success{}", "probe_dns_query_succeeded{}", "probe_dns_expected{}"] {
+            ensure!(found.get(series) == Some(&1.0), "{asked}: {series} is not 1: {found:?}");
+        }
+        ensure!(found.get("probe_dns_answer_rrs{}").is_some_and(|rrs| *rrs >= 1.0), "{asked}: {found:?}");
+    }
+    for (asked, said) in [
+        ("query = \"nas.lan\"\nexpect = [\"10.0.0.8\"]", "another answer than expected: `10.0.0.7`"),
+        ("query = \"gone.lan\"\nexpect = [\"10.0.0.8\"]", "Non-Existent Domain (3)"),
+        ("query = \"example.com\"\nexpect = [\"10.0.0.8\"]", "Query Refused (5)"),
+    ] {
+        house.configure(&device(server.port, asked))?;
+        let refused = probed(&house, "it")?.err().with_context(|| format!("{asked}: it was as expected"))?;
+        ensure!(refused.contains(said), "{asked}: {refused}");
+    }
+    wait::until_true("a gap of it", SOON, || {
+        let gaps = house.satellite.gaps()?;
+        let mut gaps = gaps["gaps"].as_array().into_iter().flatten();
+        Ok(gaps.any(|gap| gap["metric"] == "expect" && gap["reason"] == "refused"))
+    })?;
+    house.configure(&device(1, "query = \"nas.lan\""))?;
+    let refused = probed(&house, "it")?.err().context("a port was asked that no policy opens")?;
+    ensure!(refused.contains("policy"), "{refused}");
     let verdict = house.finish(&[])?;
     ensure!(verdict.stored > 0, "{:?}", verdict.reasons);
     Ok(())

@@ -312,14 +312,22 @@ mod tests {
 
     /// A device that answers each datagram, counted from 0, with datagrams.
     fn device(answer: impl Fn(usize, &Pdu<'_>) -> Vec<Vec<u8>> + Send + 'static) -> u16 {
+        listen(move |turn, question| answer(turn, &Pdu::from_bytes(question).unwrap()))
+    }
+
+    /// A device that answers octets with octets.
+    fn raw_device(answer: impl Fn(&[u8]) -> Vec<u8> + Send + 'static) -> u16 {
+        listen(move |_, question| vec![answer(question)])
+    }
+
+    fn listen(answer: impl Fn(usize, &[u8]) -> Vec<Vec<u8>> + Send + 'static) -> u16 {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
         std::thread::spawn(move || {
             let mut buffer = [0; 65_536];
             for turn in 0.. {
                 let (length, asker) = socket.recv_from(&mut buffer).unwrap();
-                let question = Pdu::from_bytes(&buffer[..length]).unwrap();
-                answer(turn, &question).iter().for_each(|datagram| drop(socket.send_to(datagram, asker)));
+                answer(turn, &buffer[..length]).iter().for_each(|datagram| drop(socket.send_to(datagram, asker)));
             }
         });
         port
@@ -389,7 +397,7 @@ mod tests {
 
     /// Polls with a deep stack: the library keeps its datagrams there, and copies them where nothing is optimised.
     fn polled(port: u16, more: &str) -> Polled {
-        let device = format!("collector = \"snmp\"\naddress = \"127.0.0.1:{port}\"\ntimeout = \"1s\"\n{more}");
+        let device = format!("collector = \"snmp\"\naddress = \"127.0.0.1:{port}\"\ntimeout = \"3s\"\n{more}");
         let poll = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(Stage::new(&device, &[port]).unwrap().poll_all())
@@ -541,7 +549,7 @@ mod tests {
             ),
             (|q| said(q.req_id, 16, 1, &[]), Reason::Refused, "authorizationError"),
             (|q| said(q.req_id, 99, 1, &[]), Reason::Refused, "error 99"),
-            (|q| said(q.req_id, 5, 250, &[]), Reason::Refused, "genErr"),
+            (|q| said(q.req_id, 5, 99, &[]), Reason::Refused, "genErr"),
             (|q| said(q.req_id, 1, 0, &[]), Reason::Refused, "tooBig"),
             (|q| said(q.req_id, 0, 0, &[vec![0x30, 0x03, 6, 0x01, 0xff]]), Reason::BadAnswer, "without anything"),
             (|q| [said(q.req_id, 0, 0, &[]).as_slice(), &[0; 9]].concat(), Reason::BadAnswer, "without anything"),
@@ -585,6 +593,33 @@ mod tests {
             assert_eq!(closed.missing[0].1.reason, Reason::Refused);
             assert!(closed.missing[0].1.detail.contains("nothing listens there"), "{}", closed.missing[0].1);
         }
+    }
+
+    #[test]
+    fn a_device_that_says_who_it_is_beyond_all_limits_is_not_believed() {
+        // What Net-SNMP says to who it does not know, with names and clocks of its own.
+        let report = |id: &[u8], engine: &[u8], boots: &[u8]| {
+            let head = [tlv(2, id), tlv(2, &[0, 0xff, 0xe3]), tlv(4, &[0]), tlv(2, &[3])].concat();
+            let clock = [tlv(4, engine), tlv(2, boots), tlv(2, &[7]), tlv(4, &[]), tlv(4, &[]), tlv(4, &[])].concat();
+            let unknown = binding(&Oid::parse("1.3.6.1.6.3.15.1.1.4.0").unwrap(), &tlv(0x41, &[1]));
+            let pdu = [tlv(2, id), tlv(2, &[0]), tlv(2, &[0]), tlv(0x30, &unknown)].concat();
+            let scoped = [tlv(4, engine), tlv(4, &[]), tlv(0xa8, &pdu)].concat();
+            let parts = [tlv(2, &[3]), tlv(0x30, &head), tlv(4, &tlv(0x30, &clock)), tlv(0x30, &scoped)];
+            tlv(0x30, &parts.concat())
+        };
+        for (engine, boots) in
+            [(vec![], vec![1]), (vec![7; 40_000], vec![1]), (vec![7; 33], vec![1]), (vec![7; 9], vec![0x7f; 8])]
+        {
+            let port = raw_device(move |question| report(&question[9..13], &engine, &boots));
+            let polled = polled(port, "modules = [\"system\"]\nuser = \"reader\"");
+            let (_, failure) = &polled.missing[0];
+            assert_eq!(failure.reason, Reason::BadAnswer, "{failure}");
+        }
+        // One that can be believed is asked, and reports again: it has no such user.
+        let port = raw_device(move |question| report(&question[9..13], &[7; 9], &[1]));
+        let polled = polled(port, "modules = [\"system\"]\nuser = \"reader\"");
+        assert_eq!(polled.missing[0].1.reason, Reason::Refused, "{}", polled.missing[0].1);
+        assert!(polled.missing[0].1.detail.contains("refuses the user"), "{}", polled.missing[0].1);
     }
 
     #[test]

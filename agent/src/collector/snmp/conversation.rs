@@ -5,17 +5,19 @@
 //! connected, so that nobody but the device is heard. A user's session, whose keys take a megabyte of hashing, is kept
 //! from poll to poll; it is given up at the first thing that goes wrong, and made anew.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use satellite_shared::gap::Reason;
 use secrecy::ExposeSecret as _;
-use snmp2::{AsyncSession, Error, Pdu};
+use snmp2::{AsyncSession, Error, Pdu, v3};
+use tokio::net::UdpSocket;
 use tokio::time::Instant;
 
 use super::login::{Credentials, Login};
 use super::oid::{Data, Oid};
-use crate::collector::Failure;
+use crate::collector::{Failure, probe};
 
 /// How often a question is asked.
 const ASKINGS: u32 = 3;
@@ -25,6 +27,11 @@ const UPDATES_MAX: u32 = 2;
 const QUESTIONS_MAX: u32 = 2_000;
 /// Its clock may be 150 s away from ours (RFC 3414, 2.2.3), and the library does not let it tick.
 const KEPT_FOR: Duration = Duration::from_secs(120);
+
+/// A device's name in SNMPv3 (RFC 3411, `SnmpEngineID`).
+const ENGINE_BYTES: RangeInclusive<usize> = 5..=32;
+/// What a device says who it is in; a real one takes some 110.
+const REPORT_BYTES_MAX: usize = 1 << 10;
 
 /// What is asked.
 pub(super) enum Question<'a> {
@@ -203,19 +210,13 @@ impl<'a> Conversation<'a> {
                 Box::pin(AsyncSession::new_v2c(address, community.expose_secret().as_bytes(), first)).await
             }
             Credentials::User(security, _) => {
-                Box::pin(AsyncSession::new_v3(address, first, security.as_ref().clone())).await
+                self.tally.sent += 1;
+                let met = tokio::time::timeout(self.wait, meet(address, first, security.as_ref().clone())).await;
+                let security = met.map_err(|_| Trouble::Silence)??;
+                Box::pin(AsyncSession::new_v3(address, first + 1, security)).await
             }
         };
-        let mut inner = Box::new(opened.map_err(Trouble::Socket)?);
-        if matches!(self.credentials, Credentials::User(..)) {
-            self.tally.sent += 1;
-            match tokio::time::timeout(self.wait, inner.init()).await {
-                Err(_) => return Err(Trouble::Silence),
-                Ok(Err(error)) => return Err(Trouble::Wire(error)),
-                Ok(Ok(())) => {}
-            }
-        }
-        Ok(Session { inner, address, heard: Instant::now() })
+        Ok(Session { inner: Box::new(opened.map_err(Trouble::Socket)?), address, heard: Instant::now() })
     }
 
     fn failure(&self, trouble: &Trouble, askings: u32) -> Failure {
@@ -226,7 +227,7 @@ impl<'a> Conversation<'a> {
             Trouble::Silence => {
                 Failure::new(Reason::Timeout, format!("no answer, asked {askings} times: {}", self.login.silence()))
             }
-            Trouble::Socket(error) => crate::collector::probe::failure_of_io(error),
+            Trouble::Socket(error) => probe::failure_of_io(error),
             Trouble::Wire(Error::Send | Error::Receive) => {
                 Failure::new(Reason::Refused, "refused: nothing listens there, or a firewall says so")
             }
@@ -239,6 +240,39 @@ impl<'a> Conversation<'a> {
             Trouble::Wire(error) => Failure::new(Reason::BadAnswer, format!("not what SNMP says here: {error}")),
         }
     }
+}
+
+/// Asks a device who it is (RFC 3414, 4), and makes the keys for it.
+///
+/// Not by the library's own way: it takes a name of any length, and ends the program where that does not fit its
+/// datagrams.
+async fn meet(address: SocketAddr, id: i32, mut security: v3::Security) -> Result<v3::Security, Trouble> {
+    let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).await.map_err(Trouble::Socket)?;
+    socket.connect(address).await.map_err(Trouble::Socket)?;
+    socket.send(&who_are_you(id)).await.map_err(Trouble::Socket)?;
+    let mut report = [0; REPORT_BYTES_MAX];
+    let length = socket.recv(&mut report).await.map_err(Trouble::Socket)?;
+    match Pdu::from_bytes_with_security(&report[..length], Some(&mut security)) {
+        Ok(_) | Err(Error::AuthUpdated) => {}
+        Err(error) => return Err(Trouble::Wire(error)),
+    }
+    let is_clock = |value: i64| (0..=i64::from(i32::MAX)).contains(&value);
+    let is_engine = ENGINE_BYTES.contains(&security.engine_id().len());
+    if is_engine && is_clock(security.engine_boots()) && is_clock(security.engine_time()) {
+        Ok(security)
+    } else {
+        Err(Trouble::Wire(Error::ValueOutOfRange))
+    }
+}
+
+/// A GET of nothing, by nobody, to whomever: what is wrong with it is told with the device's name and clock.
+fn who_are_you(id: i32) -> Vec<u8> {
+    let id = id.to_be_bytes();
+    let head = [&[0x30, 17, 2, 4], &id[..], &[2, 3, 0, 0xff, 0xe3, 4, 1, 4, 2, 1, 3]].concat();
+    let nobody = [4, 16, 0x30, 14, 4, 0, 2, 1, 0, 2, 1, 0, 4, 0, 4, 0, 4, 0];
+    let nothing = [&[0x30, 20, 4, 0, 4, 0, 0xa0, 14, 2, 4], &id[..], &[2, 1, 0, 2, 1, 0, 0x30, 0]].concat();
+    [&[0x30, 62, 2, 1, 3], &head[..], &nobody, &nothing].concat()
 }
 
 async fn put(session: &mut AsyncSession, question: &Question<'_>) -> Result<Answer, Error> {
