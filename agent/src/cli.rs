@@ -21,6 +21,8 @@ pub mod run;
 
 pub mod secrets;
 
+pub mod smart_report;
+
 pub mod status;
 
 use std::io::ErrorKind;
@@ -81,6 +83,11 @@ enum Command {
     /// Settings, policy, secrets' modes, names, proxy, clock, TLS to the relay: one line each, with the fix.
     #[command(after_help = "Examples:\n  satellite check\n  satellite check --json")]
     Check(Json),
+    /// What smartctl says of each disk of this machine, for the collector `smart`: satellite-smart.socket runs it.
+    #[command(
+        after_help = "Examples:\n  sudo satellite smart-report\n  sudo systemctl enable --now satellite-smart.socket"
+    )]
+    SmartReport,
     /// The ledger: what was due and is not a record, with its reason.
     #[command(after_help = "Examples:\n  satellite gaps\n  satellite gaps --json")]
     Gaps(Json),
@@ -120,6 +127,10 @@ pub fn command() -> clap::Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    if matches!(cli.command, Command::SmartReport) {
+        // It has root's rights: it reads no settings and writes nothing.
+        return in_runtime(async { Ok(smart_report::run().await) });
+    }
     let settings = match Settings::load(cli.settings.as_deref()) {
         Ok(settings) => settings,
         Err(error) => {
@@ -132,15 +143,7 @@ pub fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     logging::start(settings.log);
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = match runtime.enable_all().thread_keep_alive(THREADS_KEPT).build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            complain(&format!("the runtime does not start: {error}"));
-            return ExitCode::FAILURE;
-        }
-    };
-    let result = runtime.block_on(async {
+    in_runtime(async {
         match cli.command {
             Command::Run => run::run(cli.settings, settings).await,
             Command::Lease(command) => lease::run(command, &settings.state_dir, &settings.proxy_settings()).await,
@@ -155,8 +158,22 @@ pub fn main() -> ExitCode {
             Command::Discover(args) => discover::run(&settings, args).await,
             Command::Check(args) => check::run(&settings, args.json).await,
             Command::Gaps(args) => gaps::run(&settings, args.json).await,
+            Command::SmartReport => Ok(smart_report::run().await),
         }
-    });
+    })
+}
+
+/// Runs it to its end, on the one thread there is.
+fn in_runtime(work: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = match runtime.enable_all().thread_keep_alive(THREADS_KEPT).build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&format!("the runtime does not start: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(work);
     // A name lookup or a hanging mount may hold a thread for ever: the program does not wait for it.
     runtime.shutdown_background();
     result.unwrap_or_else(|error| {
@@ -173,7 +190,9 @@ fn act_as_owner(command: &Command, settings: &Settings) -> std::io::Result<()> {
     match command {
         Command::Run | Command::Lease(_) | Command::Secrets(_) | Command::Discover(_) => {}
         Command::Probe(args) if args.config.is_some() => {}
-        Command::Status(_) | Command::Probe(_) | Command::Check(_) | Command::Gaps(_) => return Ok(()),
+        Command::Status(_) | Command::Probe(_) | Command::Check(_) | Command::Gaps(_) | Command::SmartReport => {
+            return Ok(());
+        }
     }
     // A directory that is not there is made, and is then root's own.
     let Ok(directory) = std::fs::metadata(&settings.state_dir) else { return Ok(()) };

@@ -12,6 +12,8 @@ pub mod host;
 
 pub mod http;
 
+pub mod internet;
+
 pub mod modbus;
 
 pub mod mqtt;
@@ -20,17 +22,25 @@ pub mod ping;
 
 pub mod prometheus;
 
+pub mod smart;
+
 pub mod snmp;
+
+pub mod storage;
 
 pub mod sunspec;
 
 pub mod systemd;
+
+pub mod tailscale;
 
 pub mod tcp;
 
 pub mod tls;
 
 pub mod ups;
+
+pub mod wireguard;
 
 mod address;
 pub mod gateway;
@@ -74,6 +84,11 @@ pub fn all() -> &'static [CollectorKind] {
         systemd::KIND,
         docker::KIND,
         dns::KIND,
+        smart::KIND,
+        storage::KIND,
+        internet::KIND,
+        wireguard::KIND,
+        tailscale::KIND,
         ups::KIND,
     ]
 }

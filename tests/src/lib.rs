@@ -75,6 +75,8 @@ pub mod podman;
 
 pub mod rounds;
 
+pub mod smart;
+
 pub mod load;
 
 pub mod simulation;

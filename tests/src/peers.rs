@@ -72,10 +72,14 @@ pub enum Peer {
     Snmpd,
     /// A name server.
     Dnsmasq,
+    /// What asks disks how they are.
+    Smartctl,
+    /// What starts a program for each visitor of a socket, as systemd does.
+    SocketActivate,
 }
 
 /// All of them.
-pub const ALL: [Peer; 28] = [
+pub const ALL: [Peer; 30] = [
     Peer::Python,
     Peer::S3,
     Peer::NodeExporter,
@@ -104,6 +108,8 @@ pub const ALL: [Peer; 28] = [
     Peer::Lighttpd,
     Peer::Snmpd,
     Peer::Dnsmasq,
+    Peer::Smartctl,
+    Peer::SocketActivate,
 ];
 
 impl Peer {
@@ -124,7 +130,7 @@ impl Peer {
             Self::Lintian => "lintian",
             Self::AptFtparchive => "apt-utils",
             Self::Gpg => "gnupg",
-            Self::SystemdAnalyze => "systemd",
+            Self::SystemdAnalyze | Self::SocketActivate => "systemd",
             Self::Qemu => "qemu-system-x86",
             Self::Mmdebstrap => "mmdebstrap",
             Self::Cpio => "cpio",
@@ -136,6 +142,7 @@ impl Peer {
             Self::Lighttpd => "lighttpd",
             Self::Snmpd => "snmpd",
             Self::Dnsmasq => "dnsmasq-base",
+            Self::Smartctl => "smartmontools",
         }
     }
 
@@ -182,6 +189,8 @@ impl Peer {
             Self::Lighttpd => in_path("lighttpd"),
             Self::Snmpd => in_path("snmpd"),
             Self::Dnsmasq => in_path("dnsmasq"),
+            Self::Smartctl => in_path("smartctl"),
+            Self::SocketActivate => in_path("systemd-socket-activate"),
         }
     }
 

@@ -36,15 +36,18 @@ fn main() -> ExitCode {
     ])
 }
 
-/// `systemd-analyze security`: 1.6 for the satellite with the host's metrics, 1.3 for the relay.
+/// `systemd-analyze security`: 1.6 for the satellite with the host's metrics, 1.3 for the relay and for who asks disks.
 fn scores(_: &Path) -> Result<()> {
-    for (unit, most) in [("satellite.service", 1.6), ("satellite-relay.service", 1.3)] {
+    let units = [("satellite.service", 1.6), ("satellite-relay.service", 1.3), ("satellite-smart@.service", 1.3)];
+    for (unit, most) in units {
         let mut analyze = Command::new("systemd-analyze");
         analyze
             .args(["security", "--offline=true", "--no-pager"])
             .arg(programs::workspace().join("systemd").join(unit));
         let said = process::run(&mut analyze, "")?.success()?;
-        let score = said.split_once(&format!("level for {unit}: ")).and_then(|(_, rest)| rest.split(' ').next());
+        // A template is named with an instance.
+        let (_, rest) = said.split_once("exposure level for ").with_context(|| said.clone())?;
+        let score = rest.split_once(": ").and_then(|(_, rest)| rest.split(' ').next());
         let score: f64 = score.with_context(|| said.clone())?.parse()?;
         ensure!(score <= most, "{unit} has {score}, more than {most}:\n{said}");
     }

@@ -1,0 +1,159 @@
+//! `satellite smart-report`: what smartctl says of each disk of this machine, one JSON line each, for the collector `smart`.
+//!
+//! systemd starts it for each visit of `satellite-smart.socket`, with the rights that it takes to ask disks, which the
+//! satellite does not have. It takes no input, writes nothing, asks nothing but `smartctl -x`, and never wakes a disk that
+//! sleeps. The first line says how many lines follow; all of it is bounded in count, size and time.
+
+use std::io::Write as _;
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt as _;
+use tokio::process::Command;
+
+use crate::collector::http;
+use crate::collector::smart::{DISKS_MAX, DOCUMENT_BYTES_MAX};
+
+const PROGRAM: &str = "smartctl";
+/// The list of disks.
+const SCAN_BYTES_MAX: usize = 256 << 10;
+const SCAN_TIME: Duration = Duration::from_secs(10);
+/// One disk: a drive that retries bad sectors takes its time, a dead one takes for ever.
+const DISK_TIME: Duration = Duration::from_secs(20);
+/// Disks that are asked at the same time.
+const AT_ONCE_MAX: usize = 4;
+const NAME_BYTES_MAX: usize = 128;
+
+pub(crate) async fn run() -> ExitCode {
+    let disks = match scan().await {
+        Ok(disks) => disks,
+        Err(error) => {
+            drop(print(&json!({ "error": error })));
+            return ExitCode::FAILURE;
+        }
+    };
+    if print(&json!({ "disks": disks.len() })).is_err() {
+        return ExitCode::FAILURE;
+    }
+    let mut lines = futures_util::stream::iter(disks).map(report).buffered(AT_ONCE_MAX);
+    while let Some(line) = lines.next().await {
+        // Who asked is gone.
+        if print(&line).is_err() {
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn print(line: &Value) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()
+}
+
+/// A disk as smartctl lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Disk {
+    name: String,
+    /// Where one name stands for several disks, which of them: `megaraid,1`.
+    kind: Option<String>,
+}
+
+async fn scan() -> Result<Vec<Disk>, String> {
+    let said = smartctl(&["--scan", "--json=c"], SCAN_BYTES_MAX, SCAN_TIME).await?;
+    disks(&said)
+}
+
+fn disks(said: &[u8]) -> Result<Vec<Disk>, String> {
+    let document =
+        http::read_document(said).map_err(|_| "`smartctl --scan` printed no JSON: it has to be 7.0 or later")?;
+    let listed = document["devices"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if listed.len() > DISKS_MAX {
+        return Err(format!("{} disks, more than {DISKS_MAX}", listed.len()));
+    }
+    let plain = |text: &str, more: &[u8]| {
+        (1..=NAME_BYTES_MAX).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || more.contains(&byte))
+    };
+    let disk = |listed: &Value| {
+        let name = listed["name"].as_str().filter(|name| name.starts_with("/dev/") && plain(name, b"/-_.:+"))?;
+        // Of other kinds smartctl finds out more by itself: it lists each SATA disk as `scsi`.
+        let kind = listed["type"].as_str().filter(|kind| kind.contains(','));
+        kind.is_none_or(|kind| plain(kind, b",+:_/")).then(|| Disk { name: name.into(), kind: kind.map(Into::into) })
+    };
+    listed.iter().map(|listed| disk(listed).ok_or_else(|| "smartctl lists a disk whose name is none".into())).collect()
+}
+
+async fn report(disk: Disk) -> Value {
+    let mut arguments = vec!["--json=c", "-x", "-n", "standby"];
+    arguments.extend(disk.kind.iter().flat_map(|kind| ["-d", kind]));
+    arguments.push(&disk.name);
+    let said = smartctl(&arguments, DOCUMENT_BYTES_MAX, DISK_TIME).await;
+    let document = said.and_then(|said| http::read_document(&said).map_err(|_| "smartctl printed no JSON".into()));
+    match document {
+        Ok(document) => json!({ "disk": disk.name, "document": document }),
+        Err(error) => json!({ "disk": disk.name, "error": error }),
+    }
+}
+
+/// What it prints; its exit status stands in there.
+async fn smartctl(arguments: &[&str], bytes_max: usize, time: Duration) -> Result<Vec<u8>, String> {
+    let mut command = Command::new(PROGRAM);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+    let mut child = command.spawn().map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => "smartctl is not there: sudo apt install smartmontools".to_owned(),
+        _ => format!("smartctl can't be started: {error}"),
+    })?;
+    let Some(mut out) = child.stdout.take() else { return Err("smartctl has no output".into()) };
+    let read = async {
+        let mut said = Vec::new();
+        (&mut out).take(bytes_max as u64 + 1).read_to_end(&mut said).await.map_err(|error| error.to_string())?;
+        if said.len() > bytes_max {
+            return Err(format!("smartctl printed more than {bytes_max} bytes"));
+        }
+        child.wait().await.map_err(|error| error.to_string())?;
+        Ok(said)
+    };
+    match tokio::time::timeout(time, read).await {
+        Ok(read) => read,
+        Err(_) => Err(format!("no answer within {}", humantime::format_duration(time))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(devices: &str) -> Result<Vec<Disk>, String> {
+        disks(format!("{{\"devices\": [{devices}]}}").as_bytes())
+    }
+
+    #[test]
+    fn disks_are_asked_by_name_and_by_kind_where_a_name_stands_for_several() {
+        let found = disks(include_bytes!("../collector/smart/fixtures/scan.json")).unwrap();
+        let plain = |name: &str| Disk { name: name.into(), kind: None };
+        assert_eq!(found, [plain("/dev/sda"), plain("/dev/nvme0")]);
+        let raid = listed(r#"{"name": "/dev/bus/0", "type": "sat+megaraid,1"}"#).unwrap();
+        assert_eq!(raid, [Disk { name: "/dev/bus/0".into(), kind: Some("sat+megaraid,1".into()) }]);
+        assert_eq!(disks(b"{}").unwrap(), [], "a machine without disks");
+    }
+
+    #[test]
+    fn what_smartctl_would_take_for_something_else_than_a_disk_is_refused() {
+        for devices in [
+            r#"{"name": "-s", "type": "scsi"}"#,
+            r#"{"name": "/dev/sda;reboot", "type": "scsi"}"#,
+            r#"{"name": "/etc/shadow", "type": "scsi"}"#,
+            r#"{"name": "/dev/sda", "type": "sat,12 -s on"}"#,
+            r#"{"type": "scsi"}"#,
+            "7",
+        ] {
+            assert!(listed(devices).unwrap_err().contains("name is none"), "{devices}");
+        }
+        let many = vec![r#"{"name": "/dev/sda", "type": "scsi"}"#; DISKS_MAX + 1].join(",");
+        assert!(listed(&many).unwrap_err().contains("more than 64"));
+        assert!(disks(b"smartctl 6.6\n").unwrap_err().contains("7.0 or later"));
+    }
+}
