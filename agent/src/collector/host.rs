@@ -23,7 +23,7 @@
 //! (node_exporter's `--collector.netdev.address-info`).
 
 mod arp;
-mod aside;
+pub(super) mod aside;
 mod bonding;
 mod btrfs;
 mod conntrack;
@@ -35,7 +35,7 @@ mod edac;
 mod entropy;
 mod filefd;
 mod files;
-mod filesystem;
+pub(super) mod filesystem;
 mod hwmon;
 mod loadavg;
 mod mdadm;

@@ -19,24 +19,24 @@ const HANDS_MAX: usize = 12;
 const STALL: Duration = Duration::from_millis(50);
 
 /// What is done on a thread where it may block.
-pub(super) trait Errand: Send + 'static {
+pub(in crate::collector) trait Errand: Send + 'static {
     /// Does it.
     fn run(&mut self);
 }
 
 /// What came of an errand; `None` where it panicked.
-pub(super) type Landed<T> = (String, Option<T>);
+pub(in crate::collector) type Landed<T> = (String, Option<T>);
 
 /// What came of a poll's errands. Those in neither list are still out.
-pub(super) struct Gathered<T> {
+pub(in crate::collector) struct Gathered<T> {
     /// Done.
-    pub(super) landed: Vec<Landed<T>>,
+    pub(in crate::collector) landed: Vec<Landed<T>>,
     /// There was no time to begin them.
-    pub(super) untaken: Vec<(String, T)>,
+    pub(in crate::collector) untaken: Vec<(String, T)>,
 }
 
 /// Errands under way.
-pub(super) struct Aside<T> {
+pub(in crate::collector) struct Aside<T> {
     board: Arc<Board<T>>,
 }
 
@@ -108,7 +108,7 @@ impl<T: Errand> Board<T> {
 
 impl<T: Errand> Aside<T> {
     /// Gives up waiting for what was sent before, and takes back what has come since.
-    pub(super) fn settle(&mut self) -> Vec<Landed<T>> {
+    pub(in crate::collector) fn settle(&mut self) -> Vec<Landed<T>> {
         let mut lists = self.board.lists();
         lists.round += 1;
         lists.hands = 0;
@@ -119,12 +119,12 @@ impl<T: Errand> Aside<T> {
     }
 
     /// Whether an errand of this name is still out.
-    pub(super) fn hangs(&self, name: &str) -> bool {
+    pub(in crate::collector) fn hangs(&self, name: &str) -> bool {
         self.board.lists().out.iter().any(|(other, _)| other == name)
     }
 
     /// Sends these; they are done while other things are.
-    pub(super) fn send(&mut self, errands: impl IntoIterator<Item = (String, T)>) {
+    pub(in crate::collector) fn send(&mut self, errands: impl IntoIterator<Item = (String, T)>) {
         let mut lists = self.board.lists();
         lists.waiting.extend(errands);
         if !lists.waiting.is_empty() {
@@ -133,7 +133,7 @@ impl<T: Errand> Aside<T> {
     }
 
     /// Waits for what was sent since [`settle`](Self::settle), for so long at most.
-    pub(super) async fn gather(&mut self, patience: Duration) -> Gathered<T> {
+    pub(in crate::collector) async fn gather(&mut self, patience: Duration) -> Gathered<T> {
         let deadline = tokio::time::Instant::now() + patience;
         let mut moves = 0;
         while !self.is_done() {

@@ -122,7 +122,7 @@ fn excluded_point(point: &str) -> bool {
 }
 
 /// White space and backslashes stand as three octal digits.
-fn unescape(text: &str) -> String {
+pub(in crate::collector) fn unescape(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('\\') {
