@@ -5,16 +5,14 @@
 //! sleeps. The first line says how many lines follow; all of it is bounded in count, size and time.
 
 use std::io::Write as _;
-use std::process::{ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt as _;
-use tokio::process::Command;
 
-use crate::collector::http;
 use crate::collector::smart::{DISKS_MAX, DOCUMENT_BYTES_MAX};
+use crate::collector::{http, program};
 
 const PROGRAM: &str = "smartctl";
 /// The list of disks.
@@ -100,25 +98,10 @@ async fn report(disk: Disk) -> Value {
 
 /// What it prints; its exit status stands in there.
 async fn smartctl(arguments: &[&str], bytes_max: usize, time: Duration) -> Result<Vec<u8>, String> {
-    let mut command = Command::new(PROGRAM);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
-    let mut child = command.spawn().map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => "smartctl is not there: sudo apt install smartmontools".to_owned(),
-        _ => format!("smartctl can't be started: {error}"),
-    })?;
-    let Some(mut out) = child.stdout.take() else { return Err("smartctl has no output".into()) };
-    let read = async {
-        let mut said = Vec::new();
-        (&mut out).take(bytes_max as u64 + 1).read_to_end(&mut said).await.map_err(|error| error.to_string())?;
-        if said.len() > bytes_max {
-            return Err(format!("smartctl printed more than {bytes_max} bytes"));
-        }
-        child.wait().await.map_err(|error| error.to_string())?;
-        Ok(said)
-    };
-    match tokio::time::timeout(time, read).await {
-        Ok(read) => read,
-        Err(_) => Err(format!("no answer within {}", humantime::format_duration(time))),
+    match program::run(PROGRAM, arguments, bytes_max, time).await {
+        Ok(said) => Ok(said.text),
+        Err(program::Error::Missing(_)) => Err("smartctl is not there: sudo apt install smartmontools".to_owned()),
+        Err(error) => Err(error.to_string()),
     }
 }
 
