@@ -248,6 +248,20 @@ impl Answer {
         Ok(Self { url, is_digest: false, head, connection })
     }
 
+    /// What a program of this machine answers at a socket that stands already.
+    pub(crate) async fn of_program<S>(stream: S, host: &'static str, path: &'static str) -> Result<Self, Failure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let unsupported = |error: &dyn Error| Failure::new(Reason::Unsupported, error.to_string());
+        let request = Request::builder().uri(path).header(header::HOST, host).header(header::USER_AGENT, USER_AGENT);
+        let request = request.body(Empty::new()).map_err(|error| unsupported(&error))?;
+        let asked = Connection::over(stream, None, request).await;
+        let (connection, head) = asked.map_err(|error| failure_of(error.as_ref()))?;
+        let url = Url::parse("http://program/").map_err(|error| unsupported(&error))?;
+        Ok(Self { url, head, connection })
+    }
+
     /// `200`, `404`, …
     pub(crate) fn status(&self) -> u16 {
         self.head.status().as_u16()
