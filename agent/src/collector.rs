@@ -49,6 +49,7 @@ pub mod once;
 mod options;
 mod pattern;
 mod probe;
+pub(crate) mod program;
 #[cfg(test)]
 mod stage;
 mod trust;

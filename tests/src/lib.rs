@@ -62,8 +62,8 @@ pub mod dnsmasq;
 
 pub mod machine;
 
-pub mod message_bus;
 pub mod lighttpd;
+pub mod message_bus;
 
 pub mod modbus;
 

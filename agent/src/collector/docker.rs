@@ -145,7 +145,7 @@ impl Docker {
     async fn get<T: DeserializeOwned>(&self, path: &str, bytes_max: usize) -> Result<Option<T>, Failure> {
         let stream = UnixStream::connect(&self.socket).await;
         let stream = stream.map_err(|error| failure_of_connect(&self.socket, &error))?;
-        let mut answer = Answer::local(stream, path).await?;
+        let mut answer = Answer::local(stream, "localhost", path).await?;
         if matches!(answer.status(), 404 | 409) {
             return Ok(None);
         }

@@ -17,7 +17,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 use super::address::Address;
-use super::http::client::Client;
+use super::http::client::{Client, Question};
 use super::http::{Ask, verify};
 use super::probe::{self, Stopwatch};
 use super::{Built, Collector, CollectorKind, Context, Failure, Family, Poll, Readings, options, whole};
@@ -200,7 +200,7 @@ async fn connect(gate: &Gate, address: &Address) -> Result<(), Failure> {
 impl PublicAddress {
     async fn ask(&mut self, gate: &Gate) -> Result<IpAddr, Failure> {
         self.client.resolve(gate).await?;
-        let mut answer = self.client.send(Method::Get, "application/json, text/plain;q=0.9").await?;
+        let mut answer = self.client.ask(&Question::new(Method::Get, "application/json, text/plain;q=0.9")).await?;
         answer.check_status()?;
         answer.check_encoding()?;
         let body = answer.body(BODY_BYTES_MAX).await?;

@@ -334,7 +334,7 @@ mod tests {
     fn stage(socket: &Path, more: &str) -> Stage {
         let socket = socket.display();
         let device = format!("collector = \"smart\"\nsocket = \"{socket}\"\ntimeout = \"500ms\"\n{more}");
-        Stage::under(&device, &format!("sockets = [\"{socket}\"]")).unwrap()
+        Stage::with_policy(&device, &format!("sockets = [\"{socket}\"]")).unwrap()
     }
 
     async fn polled(said: impl Into<Vec<u8>>, more: &str) -> Polled {
@@ -468,7 +468,7 @@ mod tests {
     #[tokio::test]
     async fn a_socket_outside_the_policy_is_not_opened() {
         let device = "collector = \"smart\"\nsocket = \"/run/other.sock\"";
-        let failure = Stage::under(device, "").unwrap().poll_all().await.failure.unwrap();
+        let failure = Stage::with_policy(device, "").unwrap().poll_all().await.failure.unwrap();
         assert_eq!(failure.reason, Reason::Policy);
         assert!(failure.detail.contains("add \"/run/other.sock\" to `sockets`"), "{failure}");
     }

@@ -347,7 +347,7 @@ mod tests {
         async fn poll(&self, options: &str) -> Polled {
             let policy = format!("directories = [\"{}\"]", self.path("backup"));
             let device = format!("collector = \"storage\"\n{options}");
-            Stage::under(&device, &policy).unwrap().poll_all().await
+            Stage::with_policy(&device, &policy).unwrap().poll_all().await
         }
 
         async fn metric(&self, options: &str) -> Polled {
@@ -424,7 +424,7 @@ mod tests {
     async fn a_mount_that_is_there_answers_and_one_that_is_not_is_down() {
         // `/proc` is mounted wherever tests run.
         let device = "collector = \"storage\"\nmounts = [\"/proc/\", \"/proc/self\"]";
-        let polled = Stage::under(device, "directories = [\"/proc\"]").unwrap().poll_all().await;
+        let polled = Stage::with_policy(device, "directories = [\"/proc\"]").unwrap().poll_all().await;
         let up = [("mountpoint=/proc".to_owned(), 1.0), ("mountpoint=/proc/self".to_owned(), 0.0)];
         assert_eq!(polled.labelled("storage_mount_up"), up);
         assert!(polled.labelled("storage_mount_answer_seconds")[0].1 < 5.0);
@@ -435,7 +435,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_mount_outside_the_policy_is_a_gap_and_not_down() {
-        let polled = Stage::under("collector = \"storage\"\nmounts = [\"/proc\"]", "").unwrap().poll_all().await;
+        let polled = Stage::with_policy("collector = \"storage\"\nmounts = [\"/proc\"]", "").unwrap().poll_all().await;
         assert_eq!((polled.samples.len(), polled.missing.len()), (0, 2));
         assert!(polled.missing.iter().all(|(_, why)| why.reason == Reason::Policy));
     }

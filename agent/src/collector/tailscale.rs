@@ -119,7 +119,7 @@ impl Tailscale {
     async fn ask(&self) -> Result<Status, Failure> {
         self.gate.socket(&self.socket)?;
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.refused(&error))?;
-        let mut answer = Answer::of_program(stream, HOST, STATUS).await?;
+        let mut answer = Answer::local(stream, HOST, STATUS).await?;
         answer.check_status()?;
         answer.check_encoding()?;
         let body = answer.body(BODY_BYTES_MAX).await?;
@@ -272,7 +272,7 @@ mod tests {
         });
         let socket = path.display();
         let device = format!("collector = \"tailscale\"\nsocket = \"{socket}\"\ntimeout = \"500ms\"");
-        let mut stage = Stage::under(&device, &format!("sockets = [\"{socket}\"]")).unwrap();
+        let mut stage = Stage::with_policy(&device, &format!("sockets = [\"{socket}\"]")).unwrap();
         (stage.poll_all().await, asked)
     }
 
@@ -332,10 +332,10 @@ mod tests {
     #[tokio::test]
     async fn a_socket_that_is_not_there_or_not_permitted_is_said() {
         let device = "collector = \"tailscale\"\nsocket = \"/run/no-tailscaled.sock\"";
-        let failure = Stage::under(device, "").unwrap().poll_all().await.failure.unwrap();
+        let failure = Stage::with_policy(device, "").unwrap().poll_all().await.failure.unwrap();
         assert_eq!(failure.reason, Reason::Policy);
         let policy = "sockets = [\"/run/no-tailscaled.sock\"]";
-        let failure = Stage::under(device, policy).unwrap().poll_all().await.failure.unwrap();
+        let failure = Stage::with_policy(device, policy).unwrap().poll_all().await.failure.unwrap();
         assert!(
             failure.reason == Reason::Unsupported && failure.detail.contains("is tailscaled installed"),
             "{failure}"

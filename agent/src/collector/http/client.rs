@@ -236,30 +236,16 @@ impl Answer {
     }
 
     /// What a program of this host answers to a GET of a path that needs no encoding, over its socket.
-    pub(crate) async fn local(stream: UnixStream, path: &str) -> Result<Self, Failure> {
+    pub(crate) async fn local(stream: UnixStream, host: &'static str, path: &str) -> Result<Self, Failure> {
         let mut request = Request::builder().uri(path).body(Full::default()).map_err(|error| unsupported(&error))?;
         let headers = request.headers_mut();
-        headers.insert(header::HOST, HeaderValue::from_static("localhost"));
+        headers.insert(header::HOST, HeaderValue::from_static(host));
         headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
         let failed = |error: super::connection::Error| failure_of(error.as_ref());
         let mut connection = Connection::over(stream, None).await.map_err(failed)?;
         let head = connection.ask(request).await.map_err(failed)?;
         let url = Url::parse("http://localhost/").map_err(|error| unsupported(&error))?;
         Ok(Self { url, is_digest: false, head, connection })
-    }
-
-    /// What a program of this machine answers at a socket that stands already.
-    pub(crate) async fn of_program<S>(stream: S, host: &'static str, path: &'static str) -> Result<Self, Failure>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let unsupported = |error: &dyn Error| Failure::new(Reason::Unsupported, error.to_string());
-        let request = Request::builder().uri(path).header(header::HOST, host).header(header::USER_AGENT, USER_AGENT);
-        let request = request.body(Empty::new()).map_err(|error| unsupported(&error))?;
-        let asked = Connection::over(stream, None, request).await;
-        let (connection, head) = asked.map_err(|error| failure_of(error.as_ref()))?;
-        let url = Url::parse("http://program/").map_err(|error| unsupported(&error))?;
-        Ok(Self { url, head, connection })
     }
 
     /// `200`, `404`, …
