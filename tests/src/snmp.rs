@@ -2,7 +2,7 @@
 //! test wants it to have beside its own.
 
 use std::fmt::Write as _;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -45,24 +45,33 @@ impl Snmpd {
     /// # Errors
     /// When it does not start.
     pub fn start(dir: &Path, secrets: Secrets<'_>, objects: &[&str]) -> Result<Self> {
+        // Chosen by the kernel and free again a moment later: `snmpd` takes no socket from outside.
+        let at = UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
+        Self::start_at(at, dir, secrets, objects)
+    }
+
+    /// The same where it is told to listen.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_at(at: SocketAddr, dir: &Path, secrets: Secrets<'_>, objects: &[&str]) -> Result<Self> {
         let program = Peer::Snmpd.path().context("snmpd")?;
         std::fs::create_dir_all(dir)?;
         let Secrets { community, password, privacy } = secrets;
         let mut config = format!(
-            "rocommunity \"{community}\" 127.0.0.1\n\
+            "rocommunity \"{community}\" {}\n\
              createUser {SEALED} SHA-256 \"{password}\" AES \"{privacy}\"\nrouser {SEALED} priv\n\
              createUser {SIGNED} SHA \"{password}\"\nrouser {SIGNED} auth\n\
-             sysLocation The attic\n"
+             sysLocation The attic\n",
+            at.ip()
         );
         for object in objects {
             writeln!(config, "override {object}")?;
         }
         let file = dir.join("snmpd.conf");
         std::fs::write(&file, config)?;
-        // Chosen by the kernel and free again a moment later: `snmpd` takes no socket from outside.
-        let port = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
         let mut command = Command::new(program);
-        command.args(["-f", "-Lo", "-C", "-c"]).arg(&file).arg(format!("udp:127.0.0.1:{port}"));
+        command.args(["-f", "-Lo", "-C", "-c"]).arg(&file).arg(format!("udp:{at}"));
         // No MIB file is read, and nothing is kept where the machine's own daemon keeps it.
         command.env("MIBS", "").env("SNMP_PERSISTENT_DIR", dir.join("kept")).env("SNMPCONFPATH", dir);
         let log = dir.join("snmpd.log");
@@ -70,9 +79,9 @@ impl Snmpd {
         wait::until_true("snmpd's port", SOON, || {
             process.check_running()?;
             // It has the port once nobody else can have it.
-            Ok(UdpSocket::bind(("127.0.0.1", port)).is_err())
+            Ok(UdpSocket::bind(at).is_err())
         })?;
-        Ok(Self { port, log, _process: process })
+        Ok(Self { port: at.port(), log, _process: process })
     }
 
     /// The ports that questions came from, one a datagram, in their order.

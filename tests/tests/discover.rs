@@ -14,6 +14,7 @@ use satellite_tests::netns::{Capture, journey_inside};
 use satellite_tests::nut::Nut;
 use satellite_tests::peers::Peer;
 use satellite_tests::satellite::Satellite;
+use satellite_tests::snmp::{Secrets, Snmpd};
 use satellite_tests::{process, wait};
 use serde_json::{Value, json};
 
@@ -26,7 +27,8 @@ const SETUP: &str = "ip link add house type veth peer name lane && ip link set l
     ip route add multicast 224.0.0.0/4 dev house table local";
 
 fn main() -> ExitCode {
-    const PEERS: &[Peer] = &[Peer::Iproute2, Peer::Nut, Peer::Modbus, Peer::NodeExporter, Peer::Neighbours];
+    const PEERS: &[Peer] =
+        &[Peer::Iproute2, Peer::Nut, Peer::Modbus, Peer::NodeExporter, Peer::Neighbours, Peer::Snmpd];
     journey::run(vec![journey_inside("what_answers_in_the_house_is_found_and_nobody_else_is_asked", PEERS, house)])
 }
 
@@ -56,6 +58,9 @@ fn house(dir: &Path) -> Result<()> {
     map.extend((0..50).map(|at| if at == 12 { 2_000 } else { 0 }));
     map.extend([0xffff, 0]);
     let _inverter = ModbusServer::start_at(at(6, 502), dir, (40_000, &map), &[0], &[false], &[false])?;
+    let secrets = Secrets { community: "public", password: "not asked for", privacy: "not asked for" };
+    let _switch =
+        Snmpd::start_at(at(5, 161), &dir.join("snmp"), secrets, &["1.3.6.1.2.1.1.1.0 octet_str \"A switch\""])?;
     let program = Peer::NodeExporter.path().context("node_exporter")?;
     let mut command = Command::new(program);
     command.arg(format!("--web.listen-address={}", at(7, 9100)));
@@ -84,6 +89,7 @@ fn house(dir: &Path) -> Result<()> {
     };
     found("ups", "address", "10.20.0.5")?;
     ensure!(found("sunspec", "address", "10.20.0.6")?["device"]["unit_id"] == 1, "{report:#}");
+    ensure!(found("snmp", "address", "10.20.0.5")?["what"] == "A switch", "{report:#}");
     found("prometheus", "url", "http://10.20.0.7:9100/metrics")?;
     let lamp = found("http", "url", "http://10.20.0.9/")?;
     ensure!(lamp["what"] == "Living room lamp" && lamp["by"] == "mDNS (_http._tcp)", "{lamp}");

@@ -39,8 +39,8 @@ pub(super) enum Judge {
     AnswersOrAsks,
     /// A sample of a metric that begins so.
     Gives(&'static str),
-    /// The label of a sample: its value has to hold this.
-    Says(&'static str, &'static str),
+    /// A certificate whose issuer's name holds this; what is proposed is then this profile, with the certificate pinned.
+    Issuer(&'static str, &'static str),
 }
 
 impl Proposal {
@@ -92,7 +92,7 @@ impl Proposal {
         let failures = polled.missing.iter().map(|(_, failure)| failure.to_string()).chain(polled.failure.clone());
         let asks = |failure: &String| ["401", "403", "secret"].iter().any(|word| failure.contains(word));
         if let Some(failure) = failures.clone().find(asks) {
-            self.needs = Some(shown(&failure));
+            self.needs = Some(format!("a password: {}", shown(&failure)));
         }
         let series = || polled.samples.iter().filter_map(|(series, value)| Some((series.as_ref()?, *value)));
         let label = |name: &str| {
@@ -115,18 +115,40 @@ impl Proposal {
             Judge::Answers => answered,
             Judge::AnswersOrAsks => answered || self.needs.is_some(),
             Judge::Gives(prefix) => series().any(|(series, _)| series.name.starts_with(prefix)),
-            Judge::Says(name, word) => label(name).is_some_and(|value| value.contains(word)),
+            Judge::Issuer(word, profile) => {
+                let pin =
+                    label("fingerprint_sha256").filter(|_| label("issuer").is_some_and(|name| name.contains(word)));
+                pin.is_some_and(|pin| self.become_profile(profile, pin))
+            }
         }
     }
 
+    /// From whose certificate it is to what it is.
+    fn become_profile(&mut self, profile: &'static str, pin: &str) -> bool {
+        let Some((_, toml::Value::String(address))) = self.options.first().cloned() else { return false };
+        let secret = toml::Table::from_iter([("Authorization".to_owned(), toml::Value::from(profile))]);
+        self.collector = "http";
+        self.options = vec![
+            ("profile", profile.into()),
+            ("url", format!("https://{address}").into()),
+            ("tls", format!("pin:{pin}").into()),
+            ("secret_headers", secret.into()),
+        ];
+        self.needs = Some(format!("its token: sudo satellite secrets set {profile} --host {address} --protocol http"));
+        self.samples = 0;
+        true
+    }
+
     pub(super) fn toml(&self) -> String {
-        let needs = self.needs.as_ref().map_or(String::new(), |needs| format!("# {needs}\n"));
+        let gives = match &self.needs {
+            Some(needs) => format!("needs {needs}"),
+            None => format!("{} samples a poll", self.samples),
+        };
         format!(
-            "# {} at {}, by {}: {} samples a poll\n{needs}[[device]]\nname = \"{}\"\n{}every = \"30s\"\n",
+            "# {} at {}, by {}: {gives}\n[[device]]\nname = \"{}\"\n{}every = \"30s\"\n",
             self.what,
             self.address,
             self.by,
-            self.samples,
             self.name,
             self.lines()
         )

@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::Instant;
 
 use super::Neighbourhood;
 use super::proposal::{Judge, Proposal};
@@ -22,7 +23,7 @@ struct Door {
     propose: fn(IpAddr) -> Vec<Proposal>,
 }
 
-/// What is asked everywhere. SNMP is a datagram: there is nothing to knock at, so it is asked at once.
+/// What is asked everywhere; and SNMP, for which there is no door to knock at.
 const DOORS: [Door; 5] = [
     Door { protocol: Protocol::Nut, port: 3493, propose: ups },
     Door { protocol: Protocol::Modbus, port: 502, propose: sunspec },
@@ -31,12 +32,55 @@ const DOORS: [Door; 5] = [
     Door { protocol: Protocol::Mqtt, port: 1883, propose: broker },
 ];
 
+const SNMP_PORT: u16 = 161;
+/// GET of sysDescr.0 by SNMPv2c with the community that devices come with (RFC 3416).
+const SNMP_QUESTION: [u8; 43] = *b"\x30\x29\x02\x01\x01\x04\x06public\xa0\x1c\x02\x04\x53\x61\x74\x31\
+    \x02\x01\x00\x02\x01\x00\x30\x0e\x30\x0c\x06\x08\x2b\x06\x01\x02\x01\x01\x01\x00\x05\x00";
+/// How long after the last question an answer may come.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
+
 /// What may be there, at every door that opens.
 pub(super) async fn knock(gate: &Gate, networks: &[Neighbourhood]) -> Vec<Proposal> {
     let hosts: Vec<Ipv4Addr> = networks.iter().flat_map(|network| network.hosts()).collect();
+    let (mut opened, agents) = tokio::join!(knock_at_doors(gate, &hosts), ask_snmp(gate, &hosts));
+    opened.extend(agents.unwrap_or_default());
+    opened
+}
+
+async fn knock_at_doors(gate: &Gate, hosts: &[Ipv4Addr]) -> Vec<Proposal> {
     let asks = hosts.iter().flat_map(|host| DOORS.iter().map(|door| open(gate, IpAddr::V4(*host), door)));
     let opened: Vec<Vec<Proposal>> = stream::iter(asks).buffer_unordered(AT_ONCE).collect().await;
     opened.into_iter().flatten().collect()
+}
+
+/// Who answers one datagram each, whatever they answer.
+async fn ask_snmp(gate: &Gate, hosts: &[Ipv4Addr]) -> std::io::Result<Vec<Proposal>> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
+    for host in hosts {
+        for address in gate.resolve(Protocol::Snmp, &host.to_string(), SNMP_PORT).await.unwrap_or_default() {
+            // Whoever can't be reached is not there.
+            socket.send_to(&SNMP_QUESTION, address).await.ok();
+        }
+    }
+    let mut found = Vec::new();
+    let until = Instant::now() + ANSWERS_WITHIN;
+    let mut answer = [0; 1_500];
+    while let Ok(received) = tokio::time::timeout_at(until, socket.recv_from(&mut answer)).await {
+        let Ok((_, from)) = received else { continue };
+        if from.port() == SNMP_PORT && hosts.iter().any(|host| from.ip() == IpAddr::V4(*host)) {
+            found.push(snmp(from.ip()));
+        }
+        if found.len() >= hosts.len() {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+fn snmp(host: IpAddr) -> Proposal {
+    let modules: Vec<toml::Value> = ["system", "if_mib"].map(toml::Value::from).to_vec();
+    let proposal = Proposal::new(host, "snmp", "SNMP", "snmp").with("address", host.to_string());
+    proposal.with("modules", modules).judged(Judge::Gives("sysUpTime"))
 }
 
 async fn open(gate: &Gate, host: IpAddr, door: &Door) -> Vec<Proposal> {
@@ -70,7 +114,7 @@ fn sunspec(host: IpAddr) -> Vec<Proposal> {
 /// Known by its certificate's issuer, which each cluster makes for itself.
 fn proxmox(host: IpAddr) -> Vec<Proposal> {
     let proposal = Proposal::new(host, "tls", "its certificate", "proxmox").with("address", format!("{host}:8006"));
-    vec![proposal.judged(Judge::Says("issuer", "Proxmox"))]
+    vec![proposal.judged(Judge::Issuer("Proxmox", "proxmox"))]
 }
 
 fn exporter(host: IpAddr) -> Vec<Proposal> {
@@ -78,6 +122,9 @@ fn exporter(host: IpAddr) -> Vec<Proposal> {
     vec![proposal.with("url", format!("http://{host}:9100/metrics"))]
 }
 
-fn broker(_: IpAddr) -> Vec<Proposal> {
-    Vec::new()
+/// Worth a proposal where zigbee2mqtt speaks; one that wants a password has to be set up by hand.
+fn broker(host: IpAddr) -> Vec<Proposal> {
+    let proposal = Proposal::new(host, "mqtt", "zigbee2mqtt's list of devices", "zigbee2mqtt");
+    let proposal = proposal.with("address", host.to_string()).with("profile", "zigbee2mqtt");
+    vec![proposal.judged(Judge::Gives("zigbee2mqtt_"))]
 }
