@@ -486,9 +486,10 @@ fn profile_messages() -> Vec<(&'static str, String)> {
     let entity = serde_json::json!({"name": "Energy", "stat_t": "boiler/state", "unit_of_meas": "kWh", "dev_cla": "energy",
         "stat_cla": "total_increasing", "val_tpl": "{{ value_json.energy }}", "uniq_id": "boiler_energy",
         "avty_t": "boiler/status", "dev": {"ids": ["boiler"], "name": "Boiler"}});
+    let (devices, entity) = (devices.to_string(), entity.to_string());
     let messages = [
         ("zigbee2mqtt/bridge/state", "{\"state\": \"online\"}"),
-        ("zigbee2mqtt/bridge/devices", &devices.to_string()),
+        ("zigbee2mqtt/bridge/devices", devices.as_str()),
         ("zigbee2mqtt/attic/climate", "{\"temperature\": 21.5, \"battery\": 97, \"linkquality\": 120}"),
         ("zigbee2mqtt/attic/climate/availability", "{\"state\": \"online\"}"),
         ("tele/tv/LWT", "Online"),
@@ -497,11 +498,11 @@ fn profile_messages() -> Vec<(&'static str, String)> {
             "{\"Time\": \"2026-11-22T15:00:00\", \"ENERGY\": {\"Total\": 12.5, \"Power\": 42, \"Voltage\": 230}}",
         ),
         ("tele/tv/STATE", "{\"POWER\": \"ON\", \"UptimeSec\": 3600, \"Wifi\": {\"RSSI\": 80, \"Signal\": -60}}"),
-        ("homeassistant/sensor/boiler_energy/config", &entity.to_string()),
+        ("homeassistant/sensor/boiler_energy/config", entity.as_str()),
         ("boiler/state", "{\"energy\": 7.25}"),
         ("boiler/status", "online"),
     ];
-    messages.map(|(topic, message): (&str, &str)| (topic, message.to_owned())).to_vec()
+    messages.map(|(topic, message)| (topic, message.to_owned())).to_vec()
 }
 
 /// What each profile makes of them.
