@@ -32,6 +32,8 @@ pub mod far_end;
 
 pub mod foreign;
 
+pub mod hanging_mount;
+
 pub mod hostile_device;
 
 pub mod hostile_relay;
@@ -82,3 +84,4 @@ pub mod load;
 pub mod simulation;
 
 pub mod snmp;
+pub mod wireguard;

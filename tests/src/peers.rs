@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
+use crate::hanging_mount;
 use crate::network;
 use crate::nut;
 use crate::podman;
@@ -76,10 +77,16 @@ pub enum Peer {
     Smartctl,
     /// What starts a program for each visitor of a socket, as systemd does.
     SocketActivate,
+    /// A mount that never answers: no program, but root and a kernel that lets it.
+    HangingMount,
+    /// What asks WireGuard's interfaces.
+    WireGuard,
+    /// An interface of WireGuard where the kernel has none.
+    WireGuardGo,
 }
 
 /// All of them.
-pub const ALL: [Peer; 30] = [
+pub const ALL: [Peer; 33] = [
     Peer::Python,
     Peer::S3,
     Peer::NodeExporter,
@@ -110,6 +117,9 @@ pub const ALL: [Peer; 30] = [
     Peer::Dnsmasq,
     Peer::Smartctl,
     Peer::SocketActivate,
+    Peer::HangingMount,
+    Peer::WireGuard,
+    Peer::WireGuardGo,
 ];
 
 impl Peer {
@@ -143,6 +153,9 @@ impl Peer {
             Self::Snmpd => "snmpd",
             Self::Dnsmasq => "dnsmasq-base",
             Self::Smartctl => "smartmontools",
+            Self::HangingMount => "mount",
+            Self::WireGuard => "wireguard-tools",
+            Self::WireGuardGo => "wireguard-go",
         }
     }
 
@@ -191,6 +204,9 @@ impl Peer {
             Self::Dnsmasq => in_path("dnsmasq"),
             Self::Smartctl => in_path("smartctl"),
             Self::SocketActivate => in_path("systemd-socket-activate"),
+            Self::HangingMount => hanging_mount::works().then(|| PathBuf::from("/dev/fuse")),
+            Self::WireGuard => in_path("wg"),
+            Self::WireGuardGo => in_path("wireguard-go").filter(|_| PathBuf::from("/dev/net/tun").exists()),
         }
     }
 
@@ -199,6 +215,9 @@ impl Peer {
     pub fn missing(self) -> String {
         if self == Self::LoopDevice {
             return "LoopDevice is not there: it needs root, mkfs.ext4 and loop devices".into();
+        }
+        if self == Self::HangingMount {
+            return "HangingMount is not there: it needs root and /dev/fuse".into();
         }
         format!("{self:?} is not there: `cargo verify` as root installs it, or `apt-get install {}`", self.package())
     }

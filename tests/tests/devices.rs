@@ -6,12 +6,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 use satellite_tests::dnsmasq::Dnsmasq;
+use satellite_tests::hanging_mount::HangingMount;
 use satellite_tests::house::{House, SOON};
 use satellite_tests::journey::{self, journey};
 use satellite_tests::lighttpd::{self, Door, Lighttpd};
 use satellite_tests::message_bus::MessageBus;
 use satellite_tests::modbus::ModbusServer;
 use satellite_tests::mosquitto::{self, Mosquitto};
+use satellite_tests::netns::journey_inside;
 use satellite_tests::nut::{self, Nut};
 use satellite_tests::peers::Peer;
 use satellite_tests::podman::{self, Podman};
@@ -19,6 +21,8 @@ use satellite_tests::smart::{self, SmartReport};
 use satellite_tests::snmp::{self, Secrets, Snmpd};
 use satellite_tests::wait;
 use serde_json::{Value, json};
+use satellite_tests::wireguard::Tunnel;
+use serde_json::Value;
 
 /// With what a shell, a protocol or a file could trip over.
 const PASSWORD: &str = "pass \"word\" \\ #1";
@@ -35,6 +39,8 @@ fn main() -> ExitCode {
     const PODMAN: &[Peer] = &[Peer::Podman, Peer::Python];
     const SMART: &[Peer] = &[Peer::Smartctl, Peer::SocketActivate, Peer::Python];
     const LIGHTTPD: &[Peer] = &[Peer::Lighttpd, Peer::Python];
+    const STORAGE: &[Peer] = &[Peer::HangingMount, Peer::Python];
+    const WIREGUARD: &[Peer] = &[Peer::WireGuard, Peer::WireGuardGo, Peer::Python];
     journey::run(vec![
         journey("a_ups_is_read_from_a_real_upsd", NUT, ups),
         journey("registers_and_coils_are_read_from_a_real_modbus_server", MODBUS, modbus),
@@ -47,6 +53,8 @@ fn main() -> ExitCode {
         journey("containers_are_read_from_a_real_podman", PODMAN, docker),
         journey("disks_are_told_by_a_report_that_has_the_rights_to_ask_them", SMART, disks),
         journey("a_profile_is_read_behind_the_digest_of_a_real_web_server", LIGHTTPD, profile_behind_digest),
+        journey("a_mount_that_hangs_costs_its_own_gap_and_nothing_else", STORAGE, storage),
+        journey_inside("the_peers_of_a_wireguard_tunnel_are_told", WIREGUARD, wireguard),
     ])
 }
 
@@ -820,5 +828,77 @@ fn profile_behind_digest(dir: &Path) -> Result<()> {
     refused("add scheme = \\\"digest\\\" to `auth`")?;
     let verdict = house.finish(&[])?;
     ensure!(verdict.stored > 0 && verdict.reasons.contains_key("refused"), "{:?}", verdict.reasons);
+    Ok(())
+}
+
+fn storage(dir: &Path) -> Result<()> {
+    let mut mount = HangingMount::new(dir)?;
+    let backup = dir.join("backup");
+    std::fs::create_dir(&backup)?;
+    std::fs::write(backup.join("photos.tar.zst"), "12345")?;
+    let mut house = House::new(dir, &[])?;
+    house.satellite.stop()?;
+    house.satellite.set_policy(&format!("directories = [\"{}\"]\n", dir.display()))?;
+    house.satellite.start()?;
+    let (point, folder) = (mount.point.display(), backup.display());
+    let device = format!(
+        "[[device]]\nname = \"nas\"\ncollector = \"storage\"\nevery = \"1s\"\ntimeout = \"500ms\"\nmounts = [\"{point}\"]\n\
+         [[device.metric]]\nname = \"there\"\nfile = \"{point}/backup.tar\"\n\
+         [[device.metric]]\nname = \"photos\"\nnewest_in = \"{folder}\"\npattern = \"*.tar.zst\"\n"
+    );
+    house.configure(&device)?;
+    // Some ten polls, each of which would hang on another thread if any could.
+    let gaps_of = |metric: &str, reason: &str| {
+        let gaps = house.satellite.gaps()?;
+        let is_it = |gap: &&Value| gap["metric"] == metric && gap["reason"] == reason;
+        let found = gaps["gaps"].as_array().into_iter().flatten().filter(is_it);
+        Ok::<u64, anyhow::Error>(found.filter_map(|gap| gap["count"].as_u64()).sum())
+    };
+    let mounted = mount.point.display().to_string();
+    wait::until_true("gaps of the mount", SOON, || {
+        Ok(gaps_of(&mounted, "timeout")? > 0 && gaps_of("there", "timeout")? > 0)
+    })?;
+    let said = house.satellite.command(&["probe", "nas", "--json"], "")?.stdout;
+    let said: Value = serde_json::from_str(&said)?;
+    let value = |name: &str| {
+        let samples = said["samples"].as_array().into_iter().flatten();
+        samples.clone().find(|sample| sample["name"] == name).and_then(|sample| sample["value"].as_f64())
+    };
+    ensure!(value("photos_size_bytes") == Some(5.0) && value("photos_files") == Some(1.0), "{said}");
+    ensure!(value("storage_mount_up") == Some(0.0), "{said}");
+    let process = house.satellite.process_id().context("it runs")?;
+    let waiting = || -> Result<usize> {
+        let mut waiting = 0;
+        for task in std::fs::read_dir(format!("/proc/{process}/task"))? {
+            let wchan = std::fs::read_to_string(task?.path().join("wchan")).unwrap_or_default();
+            waiting += usize::from(wchan.contains("fuse") || wchan.contains("request_wait"));
+        }
+        Ok(waiting)
+    };
+    ensure!(waiting()? <= 2, "one thread of the schedule and one of the probe, not {}", waiting()?);
+
+    mount.abort()?;
+    wait::until_true("what the kernel says instead", SOON, || Ok(gaps_of(&mounted, "unreachable")? > 0))?;
+    let verdict = house.finish(&[])?;
+    ensure!(verdict.stored > 0 && verdict.reasons.contains_key("timeout"), "{:?}", verdict.reasons);
+    Ok(())
+}
+
+fn wireguard(dir: &Path) -> Result<()> {
+    let tunnel = Tunnel::start(dir)?;
+    let mut house = House::new(dir, &[])?;
+    let [(one, _), (_, other_key)] = &tunnel.ends;
+    let device =
+        format!("[[device]]\nname = \"vpn\"\ncollector = \"wireguard\"\nevery = \"1s\"\ninterfaces = [\"{one}\"]\n");
+    house.configure(&device)?;
+    let found = probed(&house, "vpn")?.map_err(anyhow::Error::msg)?;
+    let labels = format!("{{allowed_ips=\"10.99.0.2/32,fd99::2/128\",interface=\"{one}\",public_key=\"{other_key}\"}}");
+    let value =
+        |name: &str| found.get(&format!("{name}{labels}")).copied().with_context(|| format!("no {name}: {found:?}"));
+    ensure!(value("wireguard_latest_handshake_seconds")? > 1.7e9);
+    ensure!(value("wireguard_sent_bytes_total")? > 0.0 && value("wireguard_received_bytes_total")? > 0.0);
+    ensure!(found.keys().filter(|series| series.starts_with("wireguard_")).count() == 3, "{found:?}");
+    let verdict = house.finish(&[])?;
+    ensure!(verdict.stored > 0, "{verdict:?}");
     Ok(())
 }

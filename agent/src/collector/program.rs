@@ -43,9 +43,8 @@ pub(crate) async fn run(name: &str, arguments: &[&str], bytes_max: usize, time: 
     let mut command = Command::new(name);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     command.env_clear().env("LC_ALL", "C").envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
-    let mut child = command.spawn().map_err(|error| match error.kind() {
-        ErrorKind::NotFound => Error::Missing(name.to_owned()),
-        _ => broken(error),
+    let mut child = command.spawn().map_err(|error| {
+        if error.kind() == ErrorKind::NotFound { Error::Missing(name.to_owned()) } else { broken(error) }
     })?;
     let (out, err) = (child.stdout.take(), child.stderr.take());
     let work = async {

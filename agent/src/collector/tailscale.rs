@@ -102,8 +102,9 @@ struct Peer {
     last_handshake: String,
     #[serde(default)]
     last_seen: String,
+    /// A key that does not end has none.
     #[serde(default)]
-    key_expiry: String,
+    key_expiry: Option<String>,
 }
 
 impl Peer {
@@ -136,15 +137,13 @@ impl Tailscale {
     fn refused(&self, error: &std::io::Error) -> Failure {
         use std::io::ErrorKind as Io;
         let path = self.socket.display();
-        match error.kind() {
-            Io::NotFound => {
-                Failure::new(Reason::Unsupported, format!("no {path}: is tailscaled installed and running?"))
-            }
-            Io::PermissionDenied => {
-                Failure::new(Reason::Unsupported, format!("{path}: this user may not open it: see its mode"))
-            }
-            _ => probe::failure_of_io(error),
+        if error.kind() == Io::NotFound {
+            return Failure::new(Reason::Unsupported, format!("no {path}: is tailscaled installed and running?"));
         }
+        if error.kind() == Io::PermissionDenied {
+            return Failure::new(Reason::Unsupported, format!("{path}: this user may not open it: see its mode"));
+        }
+        probe::failure_of_io(error)
     }
 
     async fn poll_all(&self, due: &[usize], readings: &mut Readings) -> Result<(), Failure> {
@@ -182,7 +181,7 @@ fn tell(status: &Status, readings: &mut Readings) {
     gauge("tailscale_health_problems", "", &[], amount(status.health.as_ref().map_or(0, Vec::len)));
     if let Some(own) = &status.own {
         gauge("tailscale_online", "", &[], truth(own.online));
-        if let Some(seconds) = seconds(&own.key_expiry) {
+        if let Some(seconds) = own.key_expiry.as_deref().and_then(seconds) {
             gauge("tailscale_key_expiry_seconds", "seconds", &[], seconds);
         }
     }
