@@ -801,8 +801,8 @@ fn profile_behind_digest(dir: &Path) -> Result<()> {
     };
     for algorithm in ["SHA-256", "MD5"] {
         server.change(Door::Digest(algorithm), PASSWORD)?;
-        expect("shelly_power_watts{component=switch:0}", 61.5)?;
-        expect("shelly_energy_joules_total{component=emdata:0,phase=total}", 216_000.0)?;
+        expect("shelly_power_watts{component=\"switch:0\"}", 61.5)?;
+        expect("shelly_energy_joules_total{component=\"emdata:0\",phase=\"total\"}", 216_000.0)?;
     }
     server.put("rpc/Shelly.GetStatus", "{\"a\": 1}")?;
     refused("profile `shelly-gen2`, /rpc/Shelly.GetStatus: there is no $.sys.mac in the answer: is it a Shelly")?;

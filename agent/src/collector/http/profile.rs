@@ -325,10 +325,13 @@ impl Measure {
             #[expect(clippy::cast_precision_loss, reason = "a path finds no more than a thousand")]
             Source::Count(path) => Some(path.nodes(node)?.len() as f64),
             Source::Fixed(value) => Some(*value),
-            Source::Value(path) => path.first(node).and_then(|found| match found {
-                Value::String(text) if !self.words.is_empty() => self.words.get(text).copied().or(self.other),
-                found => path::number(found),
-            }),
+            Source::Value(path) => {
+                let found = path.first(node);
+                match found.and_then(Value::as_str).filter(|_| !self.words.is_empty()) {
+                    Some(word) => self.words.get(word).copied().or(self.other),
+                    None => found.and_then(path::number),
+                }
+            }
         })
     }
 }

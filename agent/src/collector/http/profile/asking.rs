@@ -448,7 +448,7 @@ mod tests {
             let kind = match series.kind {
                 Kind::Counter => " counter",
                 Kind::Info => " info",
-                _ => "",
+                Kind::Unknown | Kind::Gauge | Kind::Histogram | Kind::Summary | Kind::StateSet => "",
             };
             let unit = if series.unit.is_empty() { String::new() } else { format!(" {}", series.unit) };
             format!("{}{{{}}} {value}{kind}{unit}", series.name, labels.join(","))
