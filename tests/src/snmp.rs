@@ -59,11 +59,10 @@ impl Snmpd {
         std::fs::create_dir_all(dir)?;
         let Secrets { community, password, privacy } = secrets;
         let mut config = format!(
-            "rocommunity \"{community}\" {}\n\
+            "rocommunity \"{community}\" default\n\
              createUser {SEALED} SHA-256 \"{password}\" AES \"{privacy}\"\nrouser {SEALED} priv\n\
              createUser {SIGNED} SHA \"{password}\"\nrouser {SIGNED} auth\n\
-             sysLocation The attic\n",
-            at.ip()
+             sysLocation The attic\n"
         );
         for object in objects {
             writeln!(config, "override {object}")?;

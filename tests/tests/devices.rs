@@ -20,9 +20,8 @@ use satellite_tests::podman::{self, Podman};
 use satellite_tests::smart::{self, SmartReport};
 use satellite_tests::snmp::{self, Secrets, Snmpd};
 use satellite_tests::wait;
-use serde_json::{Value, json};
 use satellite_tests::wireguard::Tunnel;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// With what a shell, a protocol or a file could trip over.
 const PASSWORD: &str = "pass \"word\" \\ #1";
@@ -38,9 +37,9 @@ fn main() -> ExitCode {
     const BUS: &[Peer] = &[Peer::MessageBus, Peer::Python];
     const PODMAN: &[Peer] = &[Peer::Podman, Peer::Python];
     const SMART: &[Peer] = &[Peer::Smartctl, Peer::SocketActivate, Peer::Python];
-    const LIGHTTPD: &[Peer] = &[Peer::Lighttpd, Peer::Python];
     const STORAGE: &[Peer] = &[Peer::HangingMount, Peer::Python];
     const WIREGUARD: &[Peer] = &[Peer::WireGuard, Peer::WireGuardGo, Peer::Python];
+    const LIGHTTPD: &[Peer] = &[Peer::Lighttpd, Peer::Python];
     journey::run(vec![
         journey("a_ups_is_read_from_a_real_upsd", NUT, ups),
         journey("registers_and_coils_are_read_from_a_real_modbus_server", MODBUS, modbus),
@@ -52,9 +51,9 @@ fn main() -> ExitCode {
         journey("services_are_read_over_a_real_message_bus", BUS, systemd),
         journey("containers_are_read_from_a_real_podman", PODMAN, docker),
         journey("disks_are_told_by_a_report_that_has_the_rights_to_ask_them", SMART, disks),
-        journey("a_profile_is_read_behind_the_digest_of_a_real_web_server", LIGHTTPD, profile_behind_digest),
         journey("a_mount_that_hangs_costs_its_own_gap_and_nothing_else", STORAGE, storage),
         journey_inside("the_peers_of_a_wireguard_tunnel_are_told", WIREGUARD, wireguard),
+        journey("a_profile_is_read_behind_the_digest_of_a_real_web_server", LIGHTTPD, profile_behind_digest),
     ])
 }
 
@@ -761,76 +760,6 @@ fn disks(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn profile_behind_digest(dir: &Path) -> Result<()> {
-    let mut server = Lighttpd::start(&dir.join("lighttpd"), Door::Digest("SHA-256"), PASSWORD)?;
-    let shelly: Value = serde_json::from_str(SHELLY)?;
-    server.put("rpc/Shelly.GetStatus", &shelly["GET /rpc/Shelly.GetStatus"].to_string())?;
-    let mut house = House::new(dir, &[])?;
-    house.satellite.stop()?;
-    house.satellite.set_policy(&format!("loopback_ports = [{}]\nmethods = [\"GET\", \"POST\"]\n", server.port))?;
-    house.satellite.start()?;
-    let address = format!("127.0.0.1:{}", server.port);
-    let device = |profile: &str, more: &str| {
-        format!(
-            "[[device]]\nname = \"plug\"\ncollector = \"http\"\nprofile = \"{profile}\"\nurl = \"http://{address}\"\n\
-             auth = {{ user = \"{}\", secret = \"plug\"{more} }}\nevery = \"1s\"\n",
-            lighttpd::USER
-        )
-    };
-    let digest = device("shelly-gen2", ", scheme = \"digest\"");
-    house.configure(&digest)?;
-    let set = |host: &str, value: &str| {
-        let arguments = ["secrets", "set", "plug", "--host", host, "--protocol", "http"];
-        house.satellite.command(&arguments, value)?.success()
-    };
-    let refused = |said: &str| -> Result<()> {
-        let refused = probed(&house, "plug")?.err().context("a device was read that should not be")?;
-        ensure!(refused.contains(said), "{refused}");
-        Ok(())
-    };
-    refused("no secret `plug`")?;
-    set("127.0.0.2", PASSWORD)?;
-    refused("not for 127.0.0.1")?;
-    set(&address, "another")?;
-    refused("HTTP 401: the device knows no such user and password")?;
-    set(&address, PASSWORD)?;
-    let expect = |series: &str, value: f64| -> Result<()> {
-        let found = probed(&house, "plug")?.map_err(anyhow::Error::msg)?;
-        ensure!(found.get(series) == Some(&value), "{series} is not {value}: {found:?}");
-        Ok(())
-    };
-    for algorithm in ["SHA-256", "MD5"] {
-        server.change(Door::Digest(algorithm), PASSWORD)?;
-        expect("shelly_power_watts{component=\"switch:0\"}", 61.5)?;
-        expect("shelly_energy_joules_total{component=\"emdata:0\",phase=\"total\"}", 216_000.0)?;
-    }
-    server.put("rpc/Shelly.GetStatus", "{\"a\": 1}")?;
-    refused("profile `shelly-gen2`, /rpc/Shelly.GetStatus: there is no $.sys.mac in the answer: is it a Shelly")?;
-
-    // Digest to a POST with a body: what a Fritz!Box is asked.
-    server.put_call(
-        "upnp/control/deviceinfo",
-        "<s:Envelope><s:Body><u:GetInfoResponse><NewModelName>FRITZ!Box</NewModelName><NewUpTime>77</NewUpTime>\
-         </u:GetInfoResponse></s:Body></s:Envelope>",
-    )?;
-    house.configure(&device("fritzbox-tr064", ", scheme = \"digest\""))?;
-    expect("fritz_uptime_seconds_total{}", 77.0)?;
-
-    // A password that was to be hidden is not sent to who asks for it in clear; without digest, the device's word helps.
-    server.change(Door::Basic, PASSWORD)?;
-    let log = server.log()?;
-    ensure!(["algorithm=SHA-256", "algorithm=MD5"].iter().all(|word| log.contains(word)), "{log}");
-    house.configure(&digest)?;
-    refused("asks for no digest")?;
-    server.change(Door::Digest("SHA-256"), PASSWORD)?;
-    ensure!(!server.log()?.contains("Basic "), "a password was sent in clear");
-    house.configure(&device("shelly-gen2", ""))?;
-    refused("add scheme = \\\"digest\\\" to `auth`")?;
-    let verdict = house.finish(&[])?;
-    ensure!(verdict.stored > 0 && verdict.reasons.contains_key("refused"), "{:?}", verdict.reasons);
-    Ok(())
-}
-
 fn storage(dir: &Path) -> Result<()> {
     let mut mount = HangingMount::new(dir)?;
     let backup = dir.join("backup");
@@ -900,5 +829,75 @@ fn wireguard(dir: &Path) -> Result<()> {
     ensure!(found.keys().filter(|series| series.starts_with("wireguard_")).count() == 3, "{found:?}");
     let verdict = house.finish(&[])?;
     ensure!(verdict.stored > 0, "{verdict:?}");
+    Ok(())
+}
+
+fn profile_behind_digest(dir: &Path) -> Result<()> {
+    let mut server = Lighttpd::start(&dir.join("lighttpd"), Door::Digest("SHA-256"), PASSWORD)?;
+    let shelly: Value = serde_json::from_str(SHELLY)?;
+    server.put("rpc/Shelly.GetStatus", &shelly["GET /rpc/Shelly.GetStatus"].to_string())?;
+    let mut house = House::new(dir, &[])?;
+    house.satellite.stop()?;
+    house.satellite.set_policy(&format!("loopback_ports = [{}]\nmethods = [\"GET\", \"POST\"]\n", server.port))?;
+    house.satellite.start()?;
+    let address = format!("127.0.0.1:{}", server.port);
+    let device = |profile: &str, more: &str| {
+        format!(
+            "[[device]]\nname = \"plug\"\ncollector = \"http\"\nprofile = \"{profile}\"\nurl = \"http://{address}\"\n\
+             auth = {{ user = \"{}\", secret = \"plug\"{more} }}\nevery = \"1s\"\n",
+            lighttpd::USER
+        )
+    };
+    let digest = device("shelly-gen2", ", scheme = \"digest\"");
+    house.configure(&digest)?;
+    let set = |host: &str, value: &str| {
+        let arguments = ["secrets", "set", "plug", "--host", host, "--protocol", "http"];
+        house.satellite.command(&arguments, value)?.success()
+    };
+    let refused = |said: &str| -> Result<()> {
+        let refused = probed(&house, "plug")?.err().context("a device was read that should not be")?;
+        ensure!(refused.contains(said), "{refused}");
+        Ok(())
+    };
+    refused("no secret `plug`")?;
+    set("127.0.0.2", PASSWORD)?;
+    refused("not for 127.0.0.1")?;
+    set(&address, "another")?;
+    refused("HTTP 401: the device knows no such user and password")?;
+    set(&address, PASSWORD)?;
+    let expect = |series: &str, value: f64| -> Result<()> {
+        let found = probed(&house, "plug")?.map_err(anyhow::Error::msg)?;
+        ensure!(found.get(series) == Some(&value), "{series} is not {value}: {found:?}");
+        Ok(())
+    };
+    for algorithm in ["SHA-256", "MD5"] {
+        server.change(Door::Digest(algorithm), PASSWORD)?;
+        expect("shelly_power_watts{component=\"switch:0\"}", 61.5)?;
+        expect("shelly_energy_joules_total{component=\"emdata:0\",phase=\"total\"}", 216_000.0)?;
+    }
+    server.put("rpc/Shelly.GetStatus", "{\"a\": 1}")?;
+    refused("profile `shelly-gen2`, /rpc/Shelly.GetStatus: there is no $.sys.mac in the answer: is it a Shelly")?;
+
+    // Digest to a POST with a body: what a Fritz!Box is asked.
+    server.put_call(
+        "upnp/control/deviceinfo",
+        "<s:Envelope><s:Body><u:GetInfoResponse><NewModelName>FRITZ!Box</NewModelName><NewUpTime>77</NewUpTime>\
+         </u:GetInfoResponse></s:Body></s:Envelope>",
+    )?;
+    house.configure(&device("fritzbox-tr064", ", scheme = \"digest\""))?;
+    expect("fritz_uptime_seconds_total{}", 77.0)?;
+
+    // A password that was to be hidden is not sent to who asks for it in clear; without digest, the device's word helps.
+    server.change(Door::Basic, PASSWORD)?;
+    let log = server.log()?;
+    ensure!(["algorithm=SHA-256", "algorithm=MD5"].iter().all(|word| log.contains(word)), "{log}");
+    house.configure(&digest)?;
+    refused("asks for no digest")?;
+    server.change(Door::Digest("SHA-256"), PASSWORD)?;
+    ensure!(!server.log()?.contains("Basic "), "a password was sent in clear");
+    house.configure(&device("shelly-gen2", ""))?;
+    refused("add scheme = \\\"digest\\\" to `auth`")?;
+    let verdict = house.finish(&[])?;
+    ensure!(verdict.stored > 0 && verdict.reasons.contains_key("refused"), "{:?}", verdict.reasons);
     Ok(())
 }
