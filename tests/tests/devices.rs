@@ -804,7 +804,8 @@ fn storage(dir: &Path) -> Result<()> {
         }
         Ok(waiting)
     };
-    ensure!(waiting()? <= 2, "one thread of the schedule and one of the probe, not {}", waiting()?);
+    let waiting = waiting()?;
+    ensure!((1..=2).contains(&waiting), "one thread of the schedule, one of the probe, and not {waiting}");
 
     mount.abort()?;
     wait::until_true("what the kernel says instead", SOON, || Ok(gaps_of(&mounted, "unreachable")? > 0))?;
