@@ -1,15 +1,16 @@
 //! mDNS with DNS-SD (RFC 6762, 6763): devices that say themselves what they are.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mdns_sd::{IfKind, ResolvedService, ServiceDaemon, ServiceEvent};
+use tokio::time::Instant;
 
 use super::LISTEN;
 use super::proposal::{Judge, Proposal};
 
 const FOUND_MAX: usize = 500;
-/// How long the library is waited for between two looks at the clock.
+/// Between two looks into its channels.
 const TURN: Duration = Duration::from_millis(50);
 
 /// A service, and what becomes of who offers it.
@@ -34,13 +35,11 @@ pub(super) async fn listen(own: &[Ipv4Addr]) -> Result<Vec<Proposal>, String> {
     if own.is_empty() {
         return Ok(Vec::new());
     }
-    let own = own.to_vec();
-    // The library has a thread and channels of its own, which are read from one.
-    let listening = tokio::task::spawn_blocking(move || browse(&own).map_err(|error| error.to_string()));
-    listening.await.map_err(|error| error.to_string())?
+    browse(own).await.map_err(|error| error.to_string())
 }
 
-fn browse(own: &[Ipv4Addr]) -> Result<Vec<Proposal>, mdns_sd::Error> {
+/// The library has a thread of its own, and channels that are looked into now and then.
+async fn browse(own: &[Ipv4Addr]) -> Result<Vec<Proposal>, mdns_sd::Error> {
     let daemon = ServiceDaemon::new()?;
     daemon.disable_interface(IfKind::All)?;
     for address in own {
@@ -62,7 +61,7 @@ fn browse(own: &[Ipv4Addr]) -> Result<Vec<Proposal>, mdns_sd::Error> {
                 }
             }
         }
-        std::thread::sleep(TURN);
+        tokio::time::sleep(TURN).await;
     }
     // Its thread ends by itself.
     drop(daemon.shutdown()?);
