@@ -289,7 +289,7 @@ fn snmp(dir: &Path) -> Result<()> {
             |start: &str, part: &str| found.keys().any(|series| series.starts_with(start) && series.contains(part));
         ensure!(has("ifHCInOctets{", "ifDescr=\"lo\",ifIndex=\"1\",ifName=\"lo\""), "{login}: {found:?}");
         ensure!(
-            has("hrStorageUsed{", "hrStorageDescr=\"Physical memory\"") && has("hrProcessorLoad{", "hrDeviceIndex=")
+            has("hrStorageUsed{", "hrStorageDescr=\"Physical memory\"") && has("hrDeviceStatus{", "hrDeviceIndex=")
         );
         ensure!(has("load{", "laIndex=\"1\"") && has("sysUpTime{", ""), "{login}: {found:?}");
     }

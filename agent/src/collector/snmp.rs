@@ -21,7 +21,7 @@ use satellite_shared::metric::is_label_name;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use self::conversation::{Conversation, Session, Tally};
+use self::conversation::{Conversation, Question, Session, Tally};
 use self::login::{Auth, Login, Privacy};
 use self::mib::Module;
 use self::oid::{Data, Oid, dotted};
@@ -38,6 +38,8 @@ pub const KIND: CollectorKind = CollectorKind { name: "snmp", build };
 
 /// Assigned to `snmp` by IANA.
 const PORT: u16 = 161;
+/// `sysUpTime.0`, which every device has.
+const SYS_UP_TIME: [u32; 9] = [1, 3, 6, 1, 2, 1, 1, 3, 0];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -189,6 +191,10 @@ impl Snmp {
             Source::Module(_) | Source::Column(..) => None,
         });
         let (numbers, names): (Vec<_>, Vec<Oid>) = single.map(|(metric, number, oid)| ((metric, number), oid)).unzip();
+        if due.iter().all(|&metric| metric >= self.sources.len()) {
+            // The probe alone: whatever is said to this will do.
+            conversation.ask(&Question::Get(&[Oid::below(&SYS_UP_TIME, &[])])).await?;
+        }
         let values = match walk::values(conversation, &names).await {
             Err(Ended::All(failure)) => return Err(failure),
             Err(Ended::This(failure)) => vec![Err(failure); names.len()],
@@ -395,12 +401,22 @@ mod tests {
         device(move |_, question| vec![truth(&objects, question)])
     }
 
-    /// Polls with a deep stack: the library keeps its datagrams there, and copies them where nothing is optimised.
     fn polled(port: u16, more: &str) -> Polled {
+        polled_in_part(port, more, None)
+    }
+
+    /// Polls with a deep stack: the library keeps its datagrams there, and copies them where nothing is optimised.
+    fn polled_in_part(port: u16, more: &str, due: Option<usize>) -> Polled {
         let device = format!("collector = \"snmp\"\naddress = \"127.0.0.1:{port}\"\ntimeout = \"3s\"\n{more}");
         let poll = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(Stage::new(&device, &[port]).unwrap().poll_all())
+            let mut stage = Stage::new(&device, &[port]).unwrap();
+            runtime.block_on(async {
+                match due {
+                    None => stage.poll_all().await,
+                    Some(metric) => stage.poll(&[metric]).await,
+                }
+            })
         };
         std::thread::Builder::new().stack_size(16 << 20).spawn(poll).unwrap().join().unwrap()
     }
@@ -502,6 +518,19 @@ mod tests {
             assert!(failure.reason == reason && failure.detail.contains(said), "{metric}: {failure}");
         }
         assert_eq!((polled.missing.len(), polled.value("probe_success")), (4, Some(1.0)));
+    }
+
+    #[test]
+    fn what_is_due_is_asked_and_the_probe_alone_asks_as_well() {
+        for (due, sent, series) in [(0, 1.0, "sysUpTime"), (2, 1.0, "x"), (3, 1.0, "probe_success")] {
+            let own = metric("x", "oid = \"1.3.6.1.4.1.9.1.0\"");
+            let polled =
+                polled_in_part(honest(SWITCH), &format!("modules = [\"system\", \"if_mib\"]\n{own}"), Some(due));
+            assert!(polled.value(series).is_some(), "{series}");
+            assert!(polled.value("snmp_scrape_packets_sent").is_none_or(|packets| packets == sent));
+        }
+        let silent = polled_in_part(device(|_, _| vec![]), "modules = [\"system\"]", Some(1));
+        assert_eq!((silent.value("probe_success"), silent.missing.len()), (Some(0.0), 0));
     }
 
     #[test]
