@@ -153,8 +153,8 @@ pub async fn discover(policy: Policy, keyring: Keyring, networks: &[Neighbourhoo
     proposals.retain(|proposal| seen.insert((proposal.address, proposal.key())));
     proposals.truncate(PROPOSALS_MAX);
     let polls = proposals.into_iter().map(|proposal| confirmed(proposal, &context));
-    let mut found: Vec<Proposal> =
-        stream::iter(polls).buffer_unordered(POLLS_AT_ONCE).filter_map(async |p| p).collect().await;
+    let polled: Vec<Option<Proposal>> = stream::iter(polls).buffer_unordered(POLLS_AT_ONCE).collect().await;
+    let mut found: Vec<Proposal> = polled.into_iter().flatten().collect();
     found.sort_by(|a, b| (a.address, a.key()).cmp(&(b.address, b.key())));
     proposal::name_apart(&mut found);
     report.found = found;

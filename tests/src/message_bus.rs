@@ -12,7 +12,7 @@ use crate::peers::Peer;
 use crate::process::Process;
 use crate::wait;
 
-/// Answers at the bus of argv[1] as systemd 252 would with the units of argv[2]: name, state, and the properties of each.
+/// Answers at the bus of `argv[1]` as systemd 252 would with the units of `argv[2]`: name, state, and the properties of each.
 const SYSTEMD: &str = r"
 import json, sys
 from jeepney import HeaderFields, MessageType, new_error, new_method_return

@@ -11,7 +11,7 @@ use crate::peers::Peer;
 use crate::process::Process;
 use crate::wait;
 
-/// Offers the services of argv[2], a JSON list of type, name, address, port and properties; writes argv[1] when it does.
+/// Offers the services of `argv[2]`, a JSON list of type, name, address, port and properties; writes `argv[1]` when it does.
 const MDNS: &str = r"
 import json, socket, sys, time
 from zeroconf import ServiceInfo, Zeroconf
@@ -25,7 +25,7 @@ open(sys.argv[1], 'w').close()
 time.sleep(3600)
 ";
 
-/// A root device at the address of argv[2].
+/// A root device at the address of `argv[2]`.
 const UPNP: &str = r"
 import asyncio, sys
 from async_upnp_client.const import DeviceInfo, ServiceInfo
