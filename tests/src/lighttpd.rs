@@ -68,7 +68,10 @@ impl Lighttpd {
     pub fn put(&self, path: &str, text: &str) -> Result<()> {
         let file = self.dir.join("www").join(path);
         std::fs::create_dir_all(file.parent().context("a path")?)?;
-        Ok(std::fs::write(file, text)?)
+        // At once: the satellite may be reading what was there.
+        let new = self.dir.join("new");
+        std::fs::write(&new, text)?;
+        Ok(std::fs::rename(new, file)?)
     }
 
     /// Gives this XML to a POST of a path below `upnp/`.
@@ -92,7 +95,7 @@ fn serve(dir: &Path, port: u16, door: Door, password: &str) -> Result<Process> {
     let at = dir.display();
     let mut settings = format!(
         "server.modules = (\"mod_auth\", \"mod_authn_file\", \"mod_accesslog\", \"mod_cgi\")\n\
-         server.document-root = \"{at}/www\"\nserver.bind = \"127.0.0.1\"\nserver.port = {port}\n\
+         server.document-root = \"{at}/www\"\nserver.bind = \"127.0.0.1\"\nserver.port = {port}\nserver.stat-cache-engine = \"disable\"\n\
          server.errorlog = \"{at}/error.log\"\naccesslog.filename = \"{at}/access.log\"\n\
          accesslog.format = \"%r %s %{{Authorization}}i\"\n\
          $HTTP[\"url\"] =~ \"^/upnp/\" {{ cgi.assign = (\"\" => \"/bin/sh\") }}\n"
