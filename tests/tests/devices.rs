@@ -249,8 +249,8 @@ const SNMP_FOUND: [(&str, f64); 10] = [
 ];
 
 fn snmp(dir: &Path) -> Result<()> {
-    // snmpd.conf has no escapes, and its passwords have at least eight letters.
-    let secrets = Secrets { community: "com#munity", password: "signs $this 1", privacy: "seals \\this #2" };
+    // Passwords have at least eight letters, and snmpd.conf its own idea of a backslash.
+    let secrets = Secrets { community: "com#munity", password: "signs $this 1", privacy: "seals (this #2" };
     let agent = Snmpd::start(&dir.join("snmpd"), secrets, &SNMP_OBJECTS)?;
     let mut house = House::new(dir, &[])?;
     house.satellite.stop()?;
@@ -313,7 +313,7 @@ fn refusals(house: &mut House, device: &dyn Fn(&str, &str) -> String, sealed: &s
     for (login, modules, said) in [
         ("", system, "the community right? A wrong one is met with silence"),
         (&*wrong(sealed, "password"), system, "refuses the user, a password or a protocol"),
-        (&wrong(sealed, "privacy"), system, "the `privacy` right? A wrong one can be met with silence"),
+        (&wrong(sealed, "privacy"), system, "\"reason\":\"timeout\""),
         (&wrong(signed, "password"), system, "refuses the user, its password or their protocol"),
         (&signed.replace("sha1", "sha512"), system, "refuses the user, its password or their protocol"),
         (&signed.replace(snmp::SIGNED, "nobody"), system, "refuses the user"),
