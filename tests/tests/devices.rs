@@ -641,12 +641,15 @@ fn systemd(dir: &Path) -> Result<()> {
         ensure!(found.get(series) == Some(&value), "{series} is not {value}: {found:?}");
     }
 
+    let polls = |outcome: &str| -> Result<u64> {
+        house.satellite.status()?["devices"][0][outcome].as_u64().with_context(|| outcome.to_owned())
+    };
+    wait::until_true("a poll by the schedule", SOON, || Ok(polls("polls_ok")? > 0))?;
+    let failed = polls("polls_failed")?;
     bus.restart()?;
     drop(systemd);
-    wait::until_true("a gap of it", SOON, || {
-        let gaps = house.satellite.gaps()?;
-        Ok(gaps["gaps"].as_array().into_iter().flatten().any(|gap| gap["metric"] == "units"))
-    })?;
+    wait::until_true("polls that fail", SOON, || Ok(polls("polls_failed")? > failed))?;
+    ensure!(house.satellite.gaps()?.to_string().contains("nobody on the bus is systemd"), "no gap of it");
     let _systemd = bus.systemd(&Value::Array(units))?;
     wait::until_true("systemd again", SOON, || Ok(probed(&house, "units")?.is_ok()))?;
     let verdict = house.finish(&[])?;
