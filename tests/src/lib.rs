@@ -73,6 +73,8 @@ pub mod mosquitto;
 
 pub mod nut;
 
+pub mod openssl;
+
 pub mod podman;
 
 pub mod rounds;

@@ -59,6 +59,8 @@ pub enum Peer {
     Modbus,
     /// Devices that say that they are there (zeroconf, async-upnp-client).
     Neighbours,
+    /// A TLS server and what makes its certificate.
+    Openssl,
     /// An MQTT broker.
     Mosquitto,
     /// What publishes to it.
@@ -86,7 +88,7 @@ pub enum Peer {
 }
 
 /// All of them.
-pub const ALL: [Peer; 33] = [
+pub const ALL: [Peer; 34] = [
     Peer::Python,
     Peer::S3,
     Peer::NodeExporter,
@@ -108,6 +110,7 @@ pub const ALL: [Peer; 33] = [
     Peer::Nut,
     Peer::Modbus,
     Peer::Neighbours,
+    Peer::Openssl,
     Peer::Mosquitto,
     Peer::MosquittoClients,
     Peer::MessageBus,
@@ -145,6 +148,7 @@ impl Peer {
             Self::Mmdebstrap => "mmdebstrap",
             Self::Cpio => "cpio",
             Self::Nut => "nut-server",
+            Self::Openssl => "openssl",
             Self::Mosquitto => "mosquitto",
             Self::MosquittoClients => "mosquitto-clients",
             Self::MessageBus => "dbus",
@@ -193,6 +197,7 @@ impl Peer {
             Self::Mmdebstrap => in_path("mmdebstrap").filter(|_| rustix::process::geteuid().is_root()),
             Self::Cpio => in_path("cpio"),
             Self::Nut => nut::find(),
+            Self::Openssl => in_path("openssl"),
             Self::Modbus => python_with("pymodbus"),
             Self::Neighbours => python_with("zeroconf, async_upnp_client.server"),
             Self::Mosquitto => in_path("mosquitto").filter(|_| in_path("mosquitto_passwd").is_some()),

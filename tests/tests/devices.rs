@@ -15,6 +15,7 @@ use satellite_tests::modbus::ModbusServer;
 use satellite_tests::mosquitto::{self, Mosquitto};
 use satellite_tests::netns::journey_inside;
 use satellite_tests::nut::{self, Nut};
+use satellite_tests::openssl::Openssl;
 use satellite_tests::peers::Peer;
 use satellite_tests::podman::{self, Podman};
 use satellite_tests::smart::{self, SmartReport};
@@ -40,8 +41,10 @@ fn main() -> ExitCode {
     const STORAGE: &[Peer] = &[Peer::HangingMount, Peer::Python];
     const WIREGUARD: &[Peer] = &[Peer::WireGuard, Peer::WireGuardGo, Peer::Python];
     const LIGHTTPD: &[Peer] = &[Peer::Lighttpd, Peer::Python];
+    const OPENSSL: &[Peer] = &[Peer::Openssl, Peer::Python];
     journey::run(vec![
         journey("a_ups_is_read_from_a_real_upsd", NUT, ups),
+        journey("a_certificate_is_told_as_a_real_tls_server_shows_it", OPENSSL, certificate),
         journey("registers_and_coils_are_read_from_a_real_modbus_server", MODBUS, modbus),
         journey("an_inverter_is_found_in_a_map_that_a_real_modbus_server_has", MODBUS, sunspec),
         journey("a_switch_a_ups_and_a_printer_are_read_from_a_real_snmpd", SNMP, snmp),
@@ -903,5 +906,39 @@ fn profile_behind_digest(dir: &Path) -> Result<()> {
     refused("add scheme = \\\"digest\\\" to `auth`")?;
     let verdict = house.finish(&[])?;
     ensure!(verdict.stored > 0 && verdict.reasons.contains_key("refused"), "{:?}", verdict.reasons);
+    Ok(())
+}
+
+fn certificate(dir: &Path) -> Result<()> {
+    let now_s = wait::wall_ms() as f64 / 1e3;
+    let new = Openssl::start(dir, "/CN=nas.lan", 30, "-tls1_3")?;
+    let old = Openssl::start(dir, "/CN=printer.lan", 3, "-tls1_2")?;
+    let mut house = House::new(dir, &[])?;
+    house.satellite.stop()?;
+    house.satellite.allow(&[new.port, old.port])?;
+    house.satellite.start()?;
+    let device = |name: &str, port: u16, more: &str| {
+        format!(
+            "[[device]]\nname = \"{name}\"\ncollector = \"tls\"\naddress = \"127.0.0.1:{port}\"\nevery = \"1s\"\n{more}"
+        )
+    };
+    let pin = format!("tls = \"pin:{}\"\n", new.fingerprint);
+    house.configure(&[device("new", new.port, &pin), device("old", old.port, "")].concat())?;
+    for (name, version, days, subject, fingerprint, trusted) in [
+        ("new", "TLS 1.3", 30.0, "CN=nas.lan", &new.fingerprint, 1.0),
+        // It signs for itself: that is told, and what it shows is told all the same.
+        ("old", "TLS 1.2", 3.0, "CN=printer.lan", &old.fingerprint, 0.0),
+    ] {
+        let found = probed(&house, name)?.map_err(anyhow::Error::msg)?;
+        let expires = found.get("probe_ssl_earliest_cert_expiry{}").with_context(|| format!("{found:?}"))?;
+        ensure!((expires - now_s - days * 86_400.0).abs() < 600.0, "{name} expires at {expires}");
+        let chain = found.keys().find(|series| series.starts_with("probe_ssl_last_chain_info")).context("a chain")?;
+        ensure!(chain.contains(subject) && chain.contains(fingerprint.as_str()), "{chain}");
+        ensure!(found.get("probe_success{}") == Some(&trusted), "{found:?}");
+        let spoken = found.contains_key(&format!("probe_tls_version_info{{version=\"{version}\"}}"));
+        ensure!(spoken == (trusted > 0.5), "{found:?}");
+    }
+    let verdict = house.finish(&[])?;
+    ensure!(verdict.stored > 0, "{:?}", verdict.reasons);
     Ok(())
 }

@@ -59,21 +59,25 @@ pub(crate) fn measure(plan: Plan, report: &mut Report, _: &dyn Fn(&str) -> bool)
     let (mut p99, mut notes) = (Vec::new(), String::new());
     for _ in 0..plan.rounds {
         arrivals.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        let start = meter.start();
+        let (start, sleeps) = (meter.start(), meter.sleeps()?);
         std::thread::sleep(Duration::from_secs(plan.amount(WATCHED_S) / u64::from(plan.rounds)));
         let (cpu_s, wall_s) = meter.since(start);
+        let wakes = meter.sleeps()?.saturating_sub(sleeps) as f64;
         let seen = std::mem::take(&mut *arrivals.lock().unwrap_or_else(PoisonError::into_inner));
         let late = lateness(&seen)?;
         let at = |share: f64| late[((late.len() - 1) as f64 * share) as usize] as f64;
         p99.push(at(0.99));
         let rate = late.len() as f64 / wall_s;
         notes = format!(
-            "{} polls, {rate:.0} a second: half ≤ {:.0} ms, worst {:.0} ms; core {core} used {:.0} %, {:.0} µs a sample over HTTP",
+            "{} polls, {rate:.0} a second: half ≤ {:.0} ms, worst {:.0} ms; core {core} used {:.0} %, {:.0} µs a sample over HTTP; \
+             {:.0} wake-ups a second, {:.1} a poll",
             late.len(),
             at(0.5),
             at(1.0),
             cpu_s / wall_s * 100.0,
-            cpu_s * 1e6 / (late.len() * METRICS) as f64
+            cpu_s * 1e6 / (late.len() * METRICS) as f64,
+            wakes / wall_s,
+            wakes / late.len() as f64
         );
     }
     let gaps = house.satellite.gaps()?;

@@ -71,6 +71,17 @@ impl Meter {
         seen.gone_ns + seen.living.values().sum::<u64>()
     }
 
+    /// How often its threads went to sleep so far, and were woken: what keeps a small machine from its deeper sleep.
+    pub(crate) fn sleeps(&self) -> Result<u64> {
+        let mut sleeps = 0;
+        for thread in std::fs::read_dir(format!("/proc/{}/task", self.pid))?.flatten() {
+            // One that has ended meanwhile sleeps no more.
+            let Ok(text) = std::fs::read_to_string(thread.path().join("status")) else { continue };
+            sleeps += number_after(&text, "voluntary_ctxt_switches:").context("voluntary_ctxt_switches")?;
+        }
+        Ok(sleeps)
+    }
+
     /// A moment to measure from.
     pub(crate) fn start(&self) -> Span {
         Span { cpu_ns: self.cpu_ns(), mono_ms: wait::mono_ms() }
