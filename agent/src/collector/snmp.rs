@@ -637,7 +637,7 @@ mod tests {
             tlv(0x30, &parts.concat())
         };
         for (engine, boots) in
-            [(vec![], vec![1]), (vec![7; 40_000], vec![1]), (vec![7; 33], vec![1]), (vec![7; 9], vec![0x7f; 8])]
+            [(vec![], vec![1]), (vec![7; 20_000], vec![1]), (vec![7; 33], vec![1]), (vec![7; 9], vec![0x7f; 8])]
         {
             let port = raw_device(move |question| report(&question[9..13], &engine, &boots));
             let polled = polled(port, "modules = [\"system\"]\nuser = \"reader\"");
