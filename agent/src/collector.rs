@@ -409,7 +409,8 @@ mod tests {
         // Some profiles ask by POST, which their section says.
         let policy = Policy::parse("methods = [\"GET\", \"HEAD\", \"POST\"]").unwrap();
         let context = Context::new(Arc::new(Gate::new(policy, Arc::new(SystemClock))), Keyring::of([]), "/");
-        let examples = page.split("```toml\n").skip(1).filter_map(|rest| rest.split_once("```"));
+        let ended = |rest: &'static str| rest.split_once("\n```\n").expect("an example ends");
+        let examples = page.split("```toml\n").skip(1).map(ended);
         for (example, _) in examples.filter(|(example, _)| example.contains("[[device]]")) {
             let (_, document) = Document::parse_text(example).unwrap_or_else(|problem| panic!("{problem}: {example}"));
             assert!(document.problems.is_empty(), "{:?}: {example}", document.problems);

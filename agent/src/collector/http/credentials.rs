@@ -47,6 +47,14 @@ enum Scheme {
 }
 
 impl Auth {
+    /// User and secret of a device that is logged in to by both.
+    pub(crate) fn user_and_secret(self) -> Result<(String, SecretName), (String, String)> {
+        match (self.user, self.scheme) {
+            (Some(user), None) => Ok((user, self.secret)),
+            _ => Err(("auth".into(), "the profile logs in as a user: auth = { user = \"…\", secret = \"…\" }".into())),
+        }
+    }
+
     /// The secret of a device that is logged in to by it alone.
     pub(crate) fn only_secret(self) -> Result<SecretName, (String, String)> {
         match (self.user, self.scheme) {

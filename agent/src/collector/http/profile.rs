@@ -12,6 +12,7 @@
 //! [[request]]
 //! path = "/status/{entity}"              # `{entity}`: once for each of the device's `entities`, answers in one list
 //! soap = "urn:service:1#GetInfo"         # instead of a GET: that action, without arguments; the answer's leaves
+//! ubus = "system info"                   # or that method of OpenWrt's bus, without arguments
 //! optional = true                        # a device that has none of this answers with an error
 //! is = ["$.sys.mac"]                     # without these it is another kind of device
 //! [[request.nodes]]
@@ -29,6 +30,7 @@
 
 pub(super) mod asking;
 mod soap;
+mod ubus;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -43,7 +45,7 @@ use crate::collector::probe::Stopwatch;
 use crate::collector::{Family, Readings};
 
 /// Every profile there is, in the order that people look for them.
-const ALL: [(&str, &str); 15] = [
+const ALL: [(&str, &str); 16] = [
     ("shelly-gen1", include_str!("../../../profiles/shelly-gen1.toml")),
     ("shelly-gen2", include_str!("../../../profiles/shelly-gen2.toml")),
     ("tasmota", include_str!("../../../profiles/tasmota.toml")),
@@ -53,6 +55,7 @@ const ALL: [(&str, &str); 15] = [
     ("pihole", include_str!("../../../profiles/pihole.toml")),
     ("fritzbox", include_str!("../../../profiles/fritzbox.toml")),
     ("fritzbox-tr064", include_str!("../../../profiles/fritzbox-tr064.toml")),
+    ("openwrt", include_str!("../../../profiles/openwrt.toml")),
     ("jellyfin", include_str!("../../../profiles/jellyfin.toml")),
     ("sonarr", include_str!("../../../profiles/sonarr.toml")),
     ("radarr", include_str!("../../../profiles/radarr.toml")),
@@ -79,27 +82,32 @@ struct ProfileFile {
     request: Vec<RequestFile>,
 }
 
-/// Where `{"password": …}` opens a session, and what then shows it.
-struct Login {
-    path: String,
-    /// Where the session stands in the answer.
-    session: Path,
-    /// In which header it goes.
-    header: String,
+/// How a session is opened, and what then shows it.
+enum Login {
+    /// By `{"password": …}`.
+    Password {
+        path: String,
+        /// Where the session stands in the answer.
+        session: Path,
+        /// In which header it goes.
+        header: String,
+    },
+    /// By a user's `session login` on the bus; every call then has it.
+    Ubus { path: String },
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LoginFile {
-    path: String,
-    session: String,
-    header: String,
+#[serde(untagged, deny_unknown_fields)]
+enum LoginFile {
+    Password { path: String, session: String, header: String },
+    Ubus { ubus: String },
 }
 
 /// One request and what is read from its answer.
 struct Request {
     path: String,
     soap: Option<String>,
+    ubus: Option<String>,
     is_optional: bool,
     is: Vec<(String, Path)>,
     nodes: Vec<Nodes>,
@@ -110,6 +118,7 @@ struct Request {
 struct RequestFile {
     path: String,
     soap: Option<String>,
+    ubus: Option<String>,
     #[serde(default)]
     optional: bool,
     #[serde(default)]
@@ -213,12 +222,19 @@ impl Profile {
 
     fn parse(name: &'static str, text: &str) -> Result<Self, String> {
         let file: ProfileFile = toml::from_str(text).map_err(|error| error.to_string())?;
-        let login = file.login.map(|login| {
-            let session = Path::parse(&login.session)?;
-            Ok::<_, String>(Login { path: login.path, session, header: login.header })
+        let login = file.login.map(|login| match login {
+            LoginFile::Password { path, session, header } => {
+                Path::parse(&session).map(|session| Login::Password { path, session, header })
+            }
+            LoginFile::Ubus { ubus: path } => Ok(Login::Ubus { path }),
         });
         let requests = file.request.into_iter().map(Request::parse).collect::<Result<_, _>>()?;
         Ok(Self { name, about: file.about, login: login.transpose()?, requests })
+    }
+
+    /// Whether it asks by POST though nobody logs in.
+    fn posts(&self) -> bool {
+        self.requests.iter().any(|request| request.soap.is_some() || request.ubus.is_some())
     }
 
     /// Whether it asks for each of the device's entities.
@@ -235,6 +251,7 @@ impl Request {
             nodes: file.nodes.into_iter().map(Nodes::parse).collect::<Result<_, _>>()?,
             path: file.path,
             soap: file.soap,
+            ubus: file.ubus,
             is_optional: file.optional,
         })
     }
@@ -246,6 +263,7 @@ impl Request {
     /// Reads an answer as it came; the error says why it is none of such a device.
     fn document(&self, body: &[u8]) -> Result<Value, String> {
         let document = if self.soap.is_some() { soap::read_answer(body)? } else { super::read_document(body)? };
+        let document = if self.ubus.is_some() { ubus::data(document)? } else { document };
         match self.is.iter().find(|(_, path)| path.first(&document).is_none_or(Value::is_null)) {
             None => Ok(document),
             Some((text, _)) => Err(format!("there is no {text} in the answer")),

@@ -14,7 +14,8 @@ use satellite_shared::gap::Reason;
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 
-use super::{Profile, Request, soap};
+use super::ubus::{self, Said};
+use super::{Login, Profile, Request, soap};
 use crate::collector::http::client::{Answer, Client, Question};
 use crate::collector::http::{
     ACCEPT, Ask, BODY_BYTES_MAX, DOCUMENT_BYTES_MAX, Options, Seen, aside, document_bytes, read_document,
@@ -55,11 +56,17 @@ pub(in crate::collector::http) fn build(
         return Err(at("method", format!("`{name}` knows how to ask: remove it")));
     }
     let Options { url, headers, secret_headers, auth, tls, entities, .. } = device_options;
-    let (auth, secret) = match (auth, &profile.login) {
-        (Some(auth), Some(_)) => (None, Some(auth.only_secret().map_err(|(key, reason)| at(&key, reason))?)),
+    let (auth, keys) = match (auth, &profile.login) {
+        (Some(auth), Some(login)) => {
+            let keys = match login {
+                Login::Password { .. } => auth.only_secret().map(|secret| (String::new(), secret)),
+                Login::Ubus { .. } => auth.user_and_secret(),
+            };
+            (None, Some(keys.map_err(|(key, reason)| at(&key, reason))?))
+        }
         (auth, _) => (auth, None),
     };
-    let posts = secret.is_some() || profile.requests.iter().any(|request| request.soap.is_some());
+    let posts = keys.is_some() || profile.posts();
     for method in [Some(Method::Get), posts.then_some(Method::Post)].into_iter().flatten() {
         let permitted = context.gate.policy().permits_method(method);
         permitted.map_err(|refusal| at("profile", format!("`{name}` asks by {}: {refusal}", method.as_str())))?;
@@ -81,7 +88,7 @@ pub(in crate::collector::http) fn build(
         client,
         prefix: plans.0,
         plans: plans.1,
-        secret,
+        keys,
         session: None,
         profile: Arc::new(profile),
         limit: probe::limit(device.timeout),
@@ -132,8 +139,8 @@ struct Profiled {
     prefix: String,
     /// The paths of each request.
     plans: Vec<Vec<String>>,
-    /// What opens a session.
-    secret: Option<SecretName>,
+    /// What opens a session: a user, where there are several, and the name of the password.
+    keys: Option<(String, SecretName)>,
     /// The one that is open.
     session: Option<HeaderValue>,
     limit: Duration,
@@ -238,6 +245,9 @@ impl Profiled {
     /// One answer's body; none where a device has none of what is optional.
     async fn fetch(&mut self, seen: &mut Seen, request: &Request, path: &str) -> Result<Option<Vec<u8>>, Failure> {
         let unfit = |why: String| Failure::new(Reason::Unsupported, why);
+        if let Some(method) = &request.ubus {
+            return self.call(seen, request, method, path).await;
+        }
         let mut question = Question::new(Method::Get, ACCEPT);
         question.path = Some(path.to_owned());
         if let Some(action) = &request.soap {
@@ -256,12 +266,55 @@ impl Profiled {
         Ok(Some(body))
     }
 
+    /// One answer of OpenWrt's bus, which says within it that a session has ended.
+    async fn call(
+        &mut self,
+        seen: &mut Seen,
+        request: &Request,
+        method: &str,
+        path: &str,
+    ) -> Result<Option<Vec<u8>>, Failure> {
+        loop {
+            let had_session = self.session.is_some();
+            let session = self.session(seen).await?.unwrap_or(HeaderValue::from_static(ubus::NOBODY));
+            let body = self.post(seen, path, ubus::call(session.to_str().unwrap_or_default(), method, &json!({}))).await?;
+            let said = read_document(&body).and_then(ubus::read);
+            match said.map_err(|why| Failure::new(Reason::BadAnswer, why))? {
+                Said::Data(_) => return Ok(Some(body)),
+                Said::Failed(_) if request.is_optional => return Ok(None),
+                Said::Failed(why) => return Err(Failure::new(Reason::BadAnswer, why)),
+                // Sessions end after five minutes without a call, or with the router.
+                Said::Denied if had_session => self.session = None,
+                Said::Denied if request.is_optional => return Ok(None),
+                Said::Denied => {
+                    let why = format!("rpcd does not let this user call `{method}`: see its access lists");
+                    return Err(Failure::new(Reason::Refused, why));
+                }
+            }
+        }
+    }
+
+    async fn post(
+        &mut self,
+        seen: &mut Seen,
+        path: &str,
+        (headers, body): (HeaderMap, Bytes),
+    ) -> Result<Vec<u8>, Failure> {
+        let question = Question { method: Method::Post, path: Some(path.to_owned()), accept: ACCEPT, headers, body };
+        let mut answer = seen.ask(&mut self.client, &self.gate, &question).await?;
+        answer.check_status()?;
+        answer.check_encoding()?;
+        let body = answer.body(BODY_BYTES_MAX).await?;
+        self.client.keep(answer).await;
+        Ok(body)
+    }
+
     /// Asks within a session, where there has to be one.
     async fn ask(&mut self, seen: &mut Seen, question: &mut Question) -> Result<Answer, Failure> {
         let had_session = self.session.is_some();
         self.show_session(seen, question).await?;
         let answer = seen.ask(&mut self.client, &self.gate, question).await?;
-        if answer.status() != 401 || self.secret.is_none() {
+        if answer.status() != 401 || self.keys.is_none() {
             return Ok(answer);
         }
         self.session = None;
@@ -274,44 +327,62 @@ impl Profiled {
     }
 
     async fn show_session(&mut self, seen: &mut Seen, question: &mut Question) -> Result<(), Failure> {
-        let profile = Arc::clone(&self.profile);
-        let (Some(login), Some(name)) = (&profile.login, self.secret.clone()) else { return Ok(()) };
-        let session = match self.session.clone() {
-            Some(session) => session,
-            None => self.log_in(seen, login, &name).await?,
-        };
-        let header = HeaderName::from_bytes(login.header.as_bytes());
-        let header = header.map_err(|error| Failure::new(Reason::Unsupported, error.to_string()))?;
-        question.headers.insert(header, session.clone());
-        self.session = Some(session);
+        let Some(session) = self.session(seen).await? else { return Ok(()) };
+        if let Some(Login::Password { header, .. }) = &self.profile.login {
+            let header = HeaderName::from_bytes(header.as_bytes());
+            let header = header.map_err(|error| Failure::new(Reason::Unsupported, error.to_string()))?;
+            question.headers.insert(header, session);
+        }
         Ok(())
+    }
+
+    /// The session that is open, or a new one; none for who needs none.
+    async fn session(&mut self, seen: &mut Seen) -> Result<Option<HeaderValue>, Failure> {
+        let profile = Arc::clone(&self.profile);
+        let (Some(login), Some((user, name))) = (&profile.login, self.keys.clone()) else { return Ok(None) };
+        if self.session.is_none() {
+            let opened = self.log_in(seen, login, &user, &name).await;
+            let at_login = |Failure { reason, detail }| Failure::new(reason, format!("logging in: {detail}"));
+            self.session = Some(opened.map_err(|failure| {
+                if probe::was_not_tried(&failure) { failure } else { at_login(failure) }
+            })?);
+        }
+        Ok(self.session.clone())
     }
 
     async fn log_in(
         &mut self,
         seen: &mut Seen,
-        login: &super::Login,
+        login: &Login,
+        user: &str,
         name: &SecretName,
     ) -> Result<HeaderValue, Failure> {
         let (host, port) = (self.client.target().host.clone(), self.client.target().port);
         let secret = self.keyring.give(name, Protocol::Http, &host, port)?;
-        let body = json!({"password": secret.expose_secret()}).to_string();
-        let mut headers = HeaderMap::new();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        let path = Some(format!("{}{}", self.prefix, login.path));
-        let body = Bytes::from(body);
-        let question = Question { method: Method::Post, path, accept: ACCEPT, headers, body };
-        let mut answer = seen.ask(&mut self.client, &self.gate, &question).await?;
-        let at_login = |failure: Failure| Failure::new(failure.reason, format!("logging in: {}", failure.detail));
-        answer.check_status().map_err(at_login)?;
-        answer.check_encoding().map_err(at_login)?;
-        let body = answer.body(BODY_BYTES_MAX).await.map_err(at_login)?;
-        self.client.keep(answer).await;
-        let bad = |why: String| at_login(Failure::new(Reason::BadAnswer, why));
+        let (path, question) = match login {
+            Login::Password { path, .. } => {
+                let mut headers = HeaderMap::new();
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                (path, (headers, Bytes::from(json!({"password": secret.expose_secret()}).to_string())))
+            }
+            Login::Ubus { path } => {
+                let arguments = json!({"username": user, "password": secret.expose_secret()});
+                (path, ubus::call(ubus::NOBODY, "session login", &arguments))
+            }
+        };
+        let body = self.post(seen, &format!("{}{path}", self.prefix), question).await?;
+        let bad = |why: String| Failure::new(Reason::BadAnswer, why);
         let document = read_document(&body).map_err(bad)?;
-        let session = login.session.first(&document).and_then(Value::as_str).filter(|text| !text.is_empty());
-        let session = session.filter(|text| text.len() <= SESSION_BYTES_MAX).map(HeaderValue::from_str);
-        match session {
+        let session = match login {
+            Login::Password { session, .. } => session.first(&document).and_then(Value::as_str).map(str::to_owned),
+            Login::Ubus { .. } => match ubus::read(document).map_err(bad)? {
+                Said::Data(data) => data["ubus_rpc_session"].as_str().map(str::to_owned),
+                Said::Denied => return Err(Failure::new(Reason::Refused, "user or password is wrong")),
+                Said::Failed(why) => return Err(bad(why)),
+            },
+        };
+        let session = session.filter(|text| (1..=SESSION_BYTES_MAX).contains(&text.len()));
+        match session.map(|text| HeaderValue::from_str(&text)) {
             Some(Ok(mut session)) => {
                 session.set_sensitive(true);
                 Ok(session)
@@ -383,6 +454,10 @@ mod tests {
         stream.read_exact(&mut body).ok()?;
         let mut words = head.split(' ');
         let mut key = format!("{} {}", words.next()?, words.next()?);
+        if key.ends_with(" /ubus") {
+            let call: Value = serde_json::from_slice(&body).unwrap();
+            key.push_str(&format!(" {} {}", call["params"][1].as_str()?, call["params"][2].as_str()?));
+        }
         if let Some(action) = header("soapaction") {
             key.push_str(&format!(" {action}"));
         }
@@ -396,6 +471,10 @@ mod tests {
     /// What a device with these answers says to a request.
     fn said(answers: &BTreeMap<String, Value>, asked: &Asked) -> String {
         match answers.get(&asked.key) {
+            None if asked.key.starts_with("POST /ubus") => answer("200 OK", "{\"result\": [4]}"),
+            Some(data) if asked.key.starts_with("POST /ubus") => {
+                answer("200 OK", &json!({ "jsonrpc": "2.0", "id": 1, "result": [0, data] }).to_string())
+            }
             None if asked.key.starts_with("POST") => answer("500 No", "<s:Envelope><s:Fault/></s:Envelope>"),
             None => answer("404 Not Found", "nothing"),
             Some(texts) if asked.key.starts_with("POST") => {
@@ -573,6 +652,69 @@ mod tests {
             said(&answers, asked)
         });
         (peer, log)
+    }
+
+    /// A router whose sessions end after so many calls, and what it was asked.
+    fn openwrt(ends_after: usize) -> (Peer, Arc<Mutex<Vec<String>>>) {
+        let (answers, log) = (fixture("openwrt"), Arc::new(Mutex::new(Vec::new())));
+        let (written, left) = (Arc::clone(&log), Mutex::new((0, 0)));
+        let peer = device(move |asked| {
+            written.lock().unwrap().push(asked.key.trim_start_matches("POST /ubus ").to_owned());
+            let call: Value = serde_json::from_str(&asked.body).unwrap();
+            let (session, uses) = &mut *left.lock().unwrap();
+            if asked.key.ends_with("session login") {
+                let is_right = call["params"][3] == json!({"username": "satellite", "password": "sesame"});
+                if call["params"][0] != ubus::NOBODY || !is_right {
+                    return answer("200 OK", "{\"jsonrpc\": \"2.0\", \"id\": 1, \"result\": [6]}");
+                }
+                (*session, *uses) = (*session + 1, ends_after);
+                return answer("200 OK", &json!({"result": [0, {"ubus_rpc_session": format!("s{session}")}]}).to_string());
+            }
+            if call["params"][0] != format!("s{session}") || *uses == 0 {
+                return answer("200 OK", "{\"error\": {\"code\": -32002, \"message\": \"Access denied\"}}");
+            }
+            *uses -= 1;
+            said(&answers, asked)
+        });
+        (peer, log)
+    }
+
+    #[tokio::test]
+    async fn a_routers_bus_is_called_within_a_session_of_its_user() {
+        let device = |peer: &Peer, user: &str| {
+            format!(
+                "collector = \"http\"\nprofile = \"openwrt\"\nurl = \"http://127.0.0.1:{}\"\n\
+                 auth = {{ user = \"{user}\", secret = \"router\" }}",
+                peer.port
+            )
+        };
+        let stage = |peer: &Peer, user: &str, password: &str| {
+            let policy = format!("loopback_ports = [{}]\n{POSTING}", peer.port);
+            let (dir, keyring) = stage::keyring("router", password, "127.0.0.1");
+            (dir, Stage::with_secrets(&device(peer, user), &policy, keyring).unwrap())
+        };
+        let (peer, log) = openwrt(6);
+        let (_dir, mut router) = stage(&peer, "satellite", "sesame");
+        for _ in 0..2 {
+            let polled = router.poll_all().await;
+            assert_eq!(polled.value("node_load1"), Some(0.5), "{:?}", polled.missing);
+        }
+        let asked = log.lock().unwrap().join(", ");
+        let (login, rest) = ("session login", ["network.device status", "network.interface dump"]);
+        let all = [&["system board", "system info"][..], &rest].concat().join(", ");
+        // The session ends within the second poll, which opens another.
+        assert_eq!(asked, format!("{login}, {all}, system board, system info, {0}, {login}, {0}, {1}", rest[0], rest[1]));
+
+        for (user, password) in [("satellite", "wrong"), ("root", "sesame")] {
+            let (_dir, mut router) = stage(&peer, user, password);
+            let failure = router.poll_all().await.missing.remove(0).1;
+            assert!(failure.detail.contains("logging in: user or password is wrong"), "{failure}");
+            assert_eq!(failure.reason, Reason::Refused);
+        }
+        let (peer, _) = openwrt(0);
+        let (_dir, mut router) = stage(&peer, "satellite", "sesame");
+        let failure = router.poll_all().await.missing.remove(0).1;
+        assert!(failure.detail.contains("rpcd does not let this user call `system board`"), "{failure}");
     }
 
     #[tokio::test]
