@@ -261,6 +261,13 @@ every = "20s"
 name = "containers"
 collector = "docker"
 every = "20s"
+
+[[device]]
+name = "sealed"
+collector = "http"
+url = "http://127.0.0.1:9/"
+auth = { secret = "sealed" }
+every = "1m"
 END
             satellite-relay lease create --name attic --relay https://localhost:8443 --json >/root/lease
             sed -n 's/.*"join_code": *"\([^"]*\)".*/\1/p' /root/lease | satellite lease set
@@ -328,12 +335,34 @@ END
         )?;
         let given = self.machine.must("satellite probe containers")?;
         ensure!(value(&given, "probe_success", "")? == 1.0, "{given}");
+        self.sealed_secrets()?;
         self.machine.must(
             "kill $(cat /root/docker.pid)
              rm -r /run/docker.sock /etc/systemd/system/satellite.service.d
              systemctl daemon-reload",
         )?;
         self.wait_until_streaming()
+    }
+
+    /// A secret that only this machine's systemd can open: nobody listens at that port, but without it nobody would know.
+    fn sealed_secrets(&mut self) -> Result<()> {
+        self.machine.must("printf 'loopback_ports = [9]\\n' >/etc/satellite/policy.toml; systemctl restart satellite")?;
+        self.wait_until_streaming()?;
+        let locked = self.machine.run("satellite probe sealed")?.stdout;
+        ensure!(locked.contains("no secret `sealed`"), "{locked}");
+        self.machine.must(
+            "printf '[sealed]\\nhosts = [\"127.0.0.1\"]\\nprotocols = [\"http\"]\\nvalue = \"of-this-machine\"\\n' |
+                 systemd-creds encrypt --name=secrets.toml - /etc/satellite/secrets.cred
+             printf '[Service]\\nLoadCredentialEncrypted=secrets.toml:/etc/satellite/secrets.cred\\n' \\
+                 >/etc/systemd/system/satellite.service.d/secrets.conf
+             systemctl daemon-reload
+             systemctl restart satellite
+             ! grep -q of-this-machine /etc/satellite/secrets.cred",
+        )?;
+        self.wait_until_streaming()?;
+        let opened = self.machine.run("satellite probe sealed")?.stdout;
+        ensure!(opened.contains("nothing listens there"), "{opened}");
+        self.machine.must("rm /etc/satellite/secrets.cred /etc/satellite/policy.toml").map(drop)
     }
 
     /// `kill -9`: systemd starts it again within ten seconds, and the buffer goes on where it was.
