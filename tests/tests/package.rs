@@ -346,7 +346,8 @@ END
 
     /// A secret that only this machine's systemd can open: nobody listens at that port, but without it nobody would know.
     fn sealed_secrets(&mut self) -> Result<()> {
-        self.machine.must("printf 'loopback_ports = [9]\\n' >/etc/satellite/policy.toml; systemctl restart satellite")?;
+        self.machine
+            .must("printf 'loopback_ports = [9]\\n' >/etc/satellite/policy.toml; systemctl restart satellite")?;
         self.wait_until_streaming()?;
         let locked = self.machine.run("satellite probe sealed")?.stdout;
         ensure!(locked.contains("no secret `sealed`"), "{locked}");

@@ -277,9 +277,11 @@ impl Profiled {
         loop {
             let had_session = self.session.is_some();
             let session = self.session(seen).await?.unwrap_or(HeaderValue::from_static(ubus::NOBODY));
-            let body = self.post(seen, path, ubus::call(session.to_str().unwrap_or_default(), method, &json!({}))).await?;
+            let body =
+                self.post(seen, path, ubus::call(session.to_str().unwrap_or_default(), method, &json!({}))).await?;
             let said = read_document(&body).and_then(ubus::read);
-            match said.map_err(|why| Failure::new(Reason::BadAnswer, why))? {
+            let other = |why: String| Failure::new(Reason::BadAnswer, format!("{why}: is it {}?", self.profile.about));
+            match said.map_err(other)? {
                 Said::Data(_) => return Ok(Some(body)),
                 Said::Failed(_) if request.is_optional => return Ok(None),
                 Said::Failed(why) => return Err(Failure::new(Reason::BadAnswer, why)),
@@ -343,9 +345,9 @@ impl Profiled {
         if self.session.is_none() {
             let opened = self.log_in(seen, login, &user, &name).await;
             let at_login = |Failure { reason, detail }| Failure::new(reason, format!("logging in: {detail}"));
-            self.session = Some(opened.map_err(|failure| {
-                if probe::was_not_tried(&failure) { failure } else { at_login(failure) }
-            })?);
+            self.session = Some(
+                opened.map_err(|failure| if probe::was_not_tried(&failure) { failure } else { at_login(failure) })?,
+            );
         }
         Ok(self.session.clone())
     }
@@ -668,7 +670,10 @@ mod tests {
                     return answer("200 OK", "{\"jsonrpc\": \"2.0\", \"id\": 1, \"result\": [6]}");
                 }
                 (*session, *uses) = (*session + 1, ends_after);
-                return answer("200 OK", &json!({"result": [0, {"ubus_rpc_session": format!("s{session}")}]}).to_string());
+                return answer(
+                    "200 OK",
+                    &json!({"result": [0, {"ubus_rpc_session": format!("s{session}")}]}).to_string(),
+                );
             }
             if call["params"][0] != format!("s{session}") || *uses == 0 {
                 return answer("200 OK", "{\"error\": {\"code\": -32002, \"message\": \"Access denied\"}}");
@@ -703,7 +708,10 @@ mod tests {
         let (login, rest) = ("session login", ["network.device status", "network.interface dump"]);
         let all = [&["system board", "system info"][..], &rest].concat().join(", ");
         // The session ends within the second poll, which opens another.
-        assert_eq!(asked, format!("{login}, {all}, system board, system info, {0}, {login}, {0}, {1}", rest[0], rest[1]));
+        assert_eq!(
+            asked,
+            format!("{login}, {all}, system board, system info, {0}, {login}, {0}, {1}", rest[0], rest[1])
+        );
 
         for (user, password) in [("satellite", "wrong"), ("root", "sesame")] {
             let (_dir, mut router) = stage(&peer, user, password);
