@@ -1,6 +1,6 @@
 //! A real MQTT broker, mosquitto, with one user and a certificate of the test's own, on two ports that the kernel chose.
 
-use std::net::TcpListener;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -22,6 +22,7 @@ pub struct Mosquitto {
     pub port: u16,
     /// Where it listens with TLS.
     pub tls_port: u16,
+    host: IpAddr,
     dir: PathBuf,
     password: String,
     process: Process,
@@ -55,8 +56,24 @@ impl Mosquitto {
             at("key.pem")
         );
         std::fs::write(dir.join("mosquitto.conf"), text)?;
-        let process = run(dir, port)?;
-        Ok(Self { port, tls_port, dir: dir.to_owned(), password: password.to_owned(), process })
+        let host = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let process = run(dir, (host, port).into())?;
+        Ok(Self { port, tls_port, host, dir: dir.to_owned(), password: password.to_owned(), process })
+    }
+
+    /// A broker where it is told to listen, which asks nobody who they are.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn open_at(at: SocketAddr, dir: &Path) -> Result<Self> {
+        std::fs::create_dir(dir)?;
+        let user = std::env::var("USER").unwrap_or_else(|_| "root".into());
+        let (host, port) = (at.ip(), at.port());
+        let own =
+            format!("user {user}\nallow_anonymous true\npersistence false\nlog_dest stderr\nlistener {port} {host}\n");
+        std::fs::write(dir.join("mosquitto.conf"), own)?;
+        let process = run(dir, at)?;
+        Ok(Self { port, tls_port: 0, host, dir: dir.to_owned(), password: String::new(), process })
     }
 
     /// Publishes a message, kept by the broker where it is to be retained.
@@ -66,7 +83,7 @@ impl Mosquitto {
     pub fn publish(&self, topic: &str, message: &str, retain: bool) -> Result<()> {
         let program = Peer::MosquittoClients.path().context("mosquitto_pub")?;
         let mut command = Command::new(program);
-        command.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-u", USER, "-P", &self.password]);
+        command.args(["-h", &self.host.to_string(), "-p", &self.port.to_string(), "-u", USER, "-P", &self.password]);
         command.args(["-q", "1", "-t", topic, "-m", message]).args(retain.then_some("-r"));
         process::run(&mut command, "")?.success().map(drop)
     }
@@ -84,19 +101,19 @@ impl Mosquitto {
     /// # Errors
     /// When it does not start.
     pub fn restart(&mut self) -> Result<()> {
-        self.process = run(&self.dir, self.port)?;
+        self.process = run(&self.dir, (self.host, self.port).into())?;
         Ok(())
     }
 }
 
-fn run(dir: &Path, port: u16) -> Result<Process> {
+fn run(dir: &Path, at: SocketAddr) -> Result<Process> {
     let program = Peer::Mosquitto.path().context("mosquitto")?;
     let mut command = Command::new(program);
     command.arg("-c").arg(dir.join("mosquitto.conf"));
     let mut process = Process::start("mosquitto", &mut command, &dir.join("mosquitto.log"))?;
     wait::until_true("the broker's port", SOON, || {
         process.check_running()?;
-        Ok(std::net::TcpStream::connect(("127.0.0.1", port)).is_ok())
+        Ok(std::net::TcpStream::connect(at).is_ok())
     })?;
     Ok(process)
 }

@@ -9,6 +9,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, ensure};
 use satellite_tests::journey;
 use satellite_tests::modbus::ModbusServer;
+use satellite_tests::mosquitto::Mosquitto;
 use satellite_tests::neighbours::Neighbour;
 use satellite_tests::netns::{Capture, journey_inside};
 use satellite_tests::nut::Nut;
@@ -70,6 +71,14 @@ fn house(dir: &Path) -> Result<()> {
         exporter.check_running()?;
         Ok(std::net::TcpStream::connect(at(7, 9100)).is_ok())
     })?;
+    let broker = Mosquitto::open_at(at(6, 1883), &dir.join("mosquitto"))?;
+    let zigbee = json!([{
+        "ieee_address": "0x00158d00018255df", "type": "EndDevice", "friendly_name": "attic", "supported": true,
+        "definition": {"model": "WSDCGQ11LM", "vendor": "Aqara", "exposes": [
+            {"type": "numeric", "property": "temperature", "unit": "°C", "access": 1}]},
+    }]);
+    broker.publish("zigbee2mqtt/bridge/state", "{\"state\": \"online\"}", true)?;
+    broker.publish("zigbee2mqtt/bridge/devices", &zigbee.to_string(), true)?;
     // As Proxmox VE makes its certificates; what it says needs a token anyway.
     let cluster = Openssl::start_at(at(9, 8006), dir, "/O=Proxmox Virtual Environment/CN=pve.lan", 300, "-tls1_3")?;
     plug(at(9, 80))?;
@@ -94,6 +103,7 @@ fn house(dir: &Path) -> Result<()> {
     ensure!(found("sunspec", "address", "10.20.0.6")?["device"]["unit_id"] == 1, "{report:#}");
     ensure!(found("snmp", "address", "10.20.0.5")?["what"] == "A switch", "{report:#}");
     found("prometheus", "url", "http://10.20.0.7:9100/metrics")?;
+    ensure!(found("mqtt", "address", "10.20.0.6")?["device"]["profile"] == "zigbee2mqtt", "{report:#}");
     let proxmox = found("http", "profile", "proxmox")?;
     ensure!(proxmox["device"]["tls"] == format!("pin:{}", cluster.fingerprint), "{proxmox}");
     ensure!(proxmox["needs"].to_string().contains("satellite secrets set proxmox --host 10.20.0.9:8006"), "{proxmox}");
@@ -116,7 +126,7 @@ fn house(dir: &Path) -> Result<()> {
     let polled = satellite.command(&["probe", "--config", &file, "--json"], "")?;
     let polled: Value = serde_json::from_str(&polled.stdout).with_context(|| polled.all())?;
     let polled = polled.as_array().context("polls")?;
-    ensure!(polled.len() >= 7 && printed.matches("[[device]]").count() == polled.len(), "{printed}");
+    ensure!(polled.len() >= 8 && printed.matches("[[device]]").count() == polled.len(), "{printed}");
     for poll in polled {
         let is_proxmox = poll["failure"].to_string().contains("no secret `proxmox`");
         let answers = poll["failure"].is_null() && poll["missing"].as_array().is_some_and(Vec::is_empty);

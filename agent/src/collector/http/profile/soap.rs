@@ -1,10 +1,12 @@
 //! An action of a device's SOAP interface (UPnP, TR-064) without arguments, and what it answers: texts, each with a name.
 //!
-//! Deliberately absent: XML in general. An answer is read as a list of leaves; declarations of types and entities, which
-//! are what XML is attacked by, are refused.
+//! An answer is read as a list of leaves. Deliberately absent: declarations of types and entities, which are what XML is
+//! attacked by.
 
 use bytes::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue};
+use quick_xml::Reader;
+use quick_xml::events::{BytesRef, Event};
 use serde_json::{Map, Value};
 
 /// Texts of one answer; the longest has a few dozen.
@@ -27,54 +29,57 @@ pub(super) fn call(action: &str) -> Result<(HeaderMap, Bytes), InvalidHeaderValu
 /// The texts of an answer by the names of their elements, without prefixes.
 pub(super) fn read_answer(body: &[u8]) -> Result<Value, String> {
     let text = std::str::from_utf8(body).map_err(|_| "the answer is not UTF-8".to_owned())?;
-    let mut rest = text.trim_start_matches('\u{feff}').trim_start();
-    if !rest.starts_with('<') {
+    let text = text.trim_start_matches('\u{feff}').trim_start();
+    if !text.starts_with('<') {
         return Err("the answer is not XML".into());
     }
-    let mut leaves = Map::new();
-    while let Some(start) = rest.find('<') {
-        rest = &rest[start + 1..];
-        let after = |end: &str| rest.split_once(end).map(|(_, rest)| rest).ok_or("the answer's XML ends too early");
-        if rest.starts_with("!--") {
-            rest = after("-->")?;
-        } else if rest.starts_with('?') || rest.starts_with('/') {
-            rest = after(">")?;
-        } else if rest.starts_with('!') {
-            return Err("the answer's XML declares something of its own".into());
-        } else {
-            let tag = &rest[..tag_end(rest).ok_or("the answer's XML ends too early")?];
-            rest = &rest[tag.len() + 1..];
-            let name = tag.trim_end_matches('/').split_whitespace().next().unwrap_or_default();
-            let text = rest.split('<').next().unwrap_or_default();
-            let is_leaf = !tag.ends_with('/') && rest[text.len()..].starts_with(&format!("</{name}"));
-            if is_leaf {
+    let mut reader = Reader::from_str(text);
+    let (mut leaves, mut depth) = (Map::new(), 0_usize);
+    // The element that began last and its text so far; none once it has ended.
+    let mut leaf: Option<(String, String)> = None;
+    loop {
+        match reader.read_event().map_err(|error| broken(&error))? {
+            Event::Start(start) => {
+                depth += 1;
+                leaf = Some((String::from_utf8_lossy(start.local_name().as_ref()).into_owned(), String::new()));
+            }
+            Event::End(_) => {
+                depth = depth.saturating_sub(1);
+                let Some((name, text)) = leaf.take() else { continue };
                 if leaves.len() >= LEAVES_MAX {
                     return Err(format!("the answer's XML has more than {LEAVES_MAX} texts"));
                 }
-                let local = name.rsplit(':').next().unwrap_or_default();
-                leaves.insert(local.to_owned(), Value::String(unescaped(text.trim())));
+                leaves.insert(name, Value::String(text.trim().to_owned()));
             }
+            Event::Text(text) => push(&mut leaf, &text.decode().map_err(|error| broken(&error))?),
+            Event::CData(text) => push(&mut leaf, &text.decode().map_err(|error| broken(&error))?),
+            Event::GeneralRef(reference) => push(&mut leaf, &referred(&reference)?),
+            Event::DocType(_) => return Err("the answer's XML declares something of its own".into()),
+            Event::Empty(_) | Event::Comment(_) | Event::Decl(_) | Event::PI(_) => {}
+            Event::Eof if depth > 0 => return Err("the answer's XML ends too early".into()),
+            Event::Eof => return Ok(Value::Object(leaves)),
         }
     }
-    Ok(Value::Object(leaves))
 }
 
-/// Where a tag ends: not inside the quotes of an attribute.
-fn tag_end(text: &str) -> Option<usize> {
-    let mut quote = None;
-    text.bytes().position(|byte| {
-        match quote {
-            Some(open) if byte == open => quote = None,
-            None if byte == b'"' || byte == b'\'' => quote = Some(byte),
-            _ => {}
-        }
-        quote.is_none() && byte == b'>'
-    })
+fn push(leaf: &mut Option<(String, String)>, text: &str) {
+    if let Some((_, own)) = leaf {
+        own.push_str(text);
+    }
 }
 
-fn unescaped(text: &str) -> String {
-    let named = [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&apos;", "'"), ("&amp;", "&")];
-    named.iter().fold(text.to_owned(), |text, (escaped, character)| text.replace(escaped, character))
+/// What `&amp;` or `&#38;` stands for; there are no others without a declaration.
+fn referred(reference: &BytesRef<'_>) -> Result<String, String> {
+    if let Some(character) = reference.resolve_char_ref().map_err(|error| broken(&error))? {
+        return Ok(character.into());
+    }
+    let name = reference.decode().map_err(|error| broken(&error))?;
+    let known = quick_xml::escape::resolve_predefined_entity(&name);
+    known.map(str::to_owned).ok_or_else(|| format!("the answer's XML has an entity that nobody declared: {name:.20?}"))
+}
+
+fn broken(error: &dyn std::fmt::Display) -> String {
+    format!("the answer's XML is broken: {error}")
 }
 
 #[cfg(test)]
@@ -87,7 +92,7 @@ mod tests {
     #[test]
     fn the_texts_of_an_answer_have_the_names_of_their_elements() {
         let answer = "\u{feff}<?xml version=\"1.0\"?>\n<!-- a > b -->\n<s:Envelope xmlns:s='a>b'><s:Body>\
-                      <u:GetInfoResponse xmlns:u=\"x\"><NewUptime>77</NewUptime><NewName a=\"1\">A &amp; B &lt;c&gt;</NewName>\
+                      <u:GetInfoResponse xmlns:u=\"x\"><NewUptime>77</NewUptime><NewName a=\"1\">A &amp; B &#60;c&gt;</NewName>\
                       <NewNone/><u:NewEmpty></u:NewEmpty></u:GetInfoResponse></s:Body></s:Envelope>";
         let expect = json!({"NewUptime": "77", "NewName": "A & B <c>", "NewEmpty": ""});
         assert_eq!(read_answer(answer.as_bytes()), Ok(expect));
@@ -98,8 +103,11 @@ mod tests {
         for (answer, said) in [
             ("{\"a\": 1}", "not XML"),
             ("", "not XML"),
-            ("<a><b", "ends too early"),
-            ("<a b=\"></a>", "ends too early"),
+            ("<a><b", "is broken"),
+            ("<a b=\"></a>", "is broken"),
+            ("<a><b>1</b>", "ends too early"),
+            ("<a><b>1</c></a>", "is broken"),
+            ("<a>&b;</a>", "nobody declared"),
             ("<!DOCTYPE a [<!ENTITY b \"c\">]><a>&b;</a>", "declares something"),
             (
                 &format!("<a>{}</a>", (0..1_100).map(|n| format!("<b{n}>1</b{n}>")).collect::<String>()),
