@@ -51,43 +51,73 @@ fn plug(at: SocketAddr) -> Result<()> {
     Ok(())
 }
 
+/// The devices of the house; they end with it.
+struct House {
+    _ups: Nut,
+    _inverter: ModbusServer,
+    _switch: Snmpd,
+    _exporter: process::Process,
+    _broker: Mosquitto,
+    /// As Proxmox VE makes its certificates; what it says needs a token anyway.
+    cluster: Openssl,
+    _mdns: Neighbour,
+    _upnp: Neighbour,
+}
+
+impl House {
+    fn start(dir: &Path) -> Result<Self> {
+        process::run(Command::new("sh").args(["-c", SETUP]), "")?.success().context("a house")?;
+        let at = |n: u8, port: u16| SocketAddr::from(([10, 20, 0, n], port));
+        let mut map = vec![0x5375, 0x6e53, 103, 50];
+        map.extend((0..50).map(|at| if at == 12 { 2_000 } else { 0 }));
+        map.extend([0xffff, 0]);
+        let secrets = Secrets { community: "public", password: "not asked for", privacy: "not asked for" };
+        let program = Peer::NodeExporter.path().context("node_exporter")?;
+        let mut command = Command::new(program);
+        command.arg(format!("--web.listen-address={}", at(7, 9100)));
+        let mut exporter = process::Process::start("node_exporter", &mut command, &dir.join("node_exporter.log"))?;
+        wait::until_true("node_exporter", std::time::Duration::from_secs(60), || {
+            exporter.check_running()?;
+            Ok(std::net::TcpStream::connect(at(7, 9100)).is_ok())
+        })?;
+        let broker = Mosquitto::open_at(at(6, 1883), &dir.join("mosquitto"))?;
+        let zigbee = json!([{
+            "ieee_address": "0x00158d00018255df", "type": "EndDevice", "friendly_name": "attic", "supported": true,
+            "definition": {"model": "WSDCGQ11LM", "vendor": "Aqara", "exposes": [
+                {"type": "numeric", "property": "temperature", "unit": "°C", "access": 1}]},
+        }]);
+        broker.publish("zigbee2mqtt/bridge/state", "{\"state\": \"online\"}", true)?;
+        broker.publish("zigbee2mqtt/bridge/devices", &zigbee.to_string(), true)?;
+        plug(at(9, 80))?;
+        let services = json!([
+            ["_http._tcp", "Living room lamp", "10.20.0.9", 80, {}],
+            ["_http._tcp", "elsewhere", "10.99.0.1", 80, {}],
+        ]);
+        Ok(Self {
+            _ups: Nut::start_at(
+                at(5, 3493),
+                &dir.join("nut"),
+                &[("battery.charge", "42"), ("ups.model", "5E 850i")],
+                "x",
+            )?,
+            _inverter: ModbusServer::start_at(at(6, 502), dir, (40_000, &map), &[0], &[false], &[false])?,
+            _switch: Snmpd::start_at(
+                at(5, 161),
+                &dir.join("snmp"),
+                secrets,
+                &["1.3.6.1.2.1.1.1.0 octet_str \"A switch\""],
+            )?,
+            _exporter: exporter,
+            _broker: broker,
+            cluster: Openssl::start_at(at(9, 8006), dir, "/O=Proxmox Virtual Environment/CN=pve.lan", 300, "-tls1_3")?,
+            _mdns: Neighbour::mdns(dir, "10.20.0.9", &services)?,
+            _upnp: Neighbour::upnp(dir, "10.20.0.7")?,
+        })
+    }
+}
+
 fn house(dir: &Path) -> Result<()> {
-    process::run(Command::new("sh").args(["-c", SETUP]), "")?.success().context("a house")?;
-    let at = |n: u8, port: u16| SocketAddr::from(([10, 20, 0, n], port));
-    let nut_dir = dir.join("nut");
-    let _ups = Nut::start_at(at(5, 3493), &nut_dir, &[("battery.charge", "42"), ("ups.model", "5E 850i")], "x")?;
-    let mut map = vec![0x5375, 0x6e53, 103, 50];
-    map.extend((0..50).map(|at| if at == 12 { 2_000 } else { 0 }));
-    map.extend([0xffff, 0]);
-    let _inverter = ModbusServer::start_at(at(6, 502), dir, (40_000, &map), &[0], &[false], &[false])?;
-    let secrets = Secrets { community: "public", password: "not asked for", privacy: "not asked for" };
-    let _switch =
-        Snmpd::start_at(at(5, 161), &dir.join("snmp"), secrets, &["1.3.6.1.2.1.1.1.0 octet_str \"A switch\""])?;
-    let program = Peer::NodeExporter.path().context("node_exporter")?;
-    let mut command = Command::new(program);
-    command.arg(format!("--web.listen-address={}", at(7, 9100)));
-    let mut exporter = process::Process::start("node_exporter", &mut command, &dir.join("node_exporter.log"))?;
-    wait::until_true("node_exporter", std::time::Duration::from_secs(60), || {
-        exporter.check_running()?;
-        Ok(std::net::TcpStream::connect(at(7, 9100)).is_ok())
-    })?;
-    let broker = Mosquitto::open_at(at(6, 1883), &dir.join("mosquitto"))?;
-    let zigbee = json!([{
-        "ieee_address": "0x00158d00018255df", "type": "EndDevice", "friendly_name": "attic", "supported": true,
-        "definition": {"model": "WSDCGQ11LM", "vendor": "Aqara", "exposes": [
-            {"type": "numeric", "property": "temperature", "unit": "°C", "access": 1}]},
-    }]);
-    broker.publish("zigbee2mqtt/bridge/state", "{\"state\": \"online\"}", true)?;
-    broker.publish("zigbee2mqtt/bridge/devices", &zigbee.to_string(), true)?;
-    // As Proxmox VE makes its certificates; what it says needs a token anyway.
-    let cluster = Openssl::start_at(at(9, 8006), dir, "/O=Proxmox Virtual Environment/CN=pve.lan", 300, "-tls1_3")?;
-    plug(at(9, 80))?;
-    let services = json!([
-        ["_http._tcp", "Living room lamp", "10.20.0.9", 80, {}],
-        ["_http._tcp", "elsewhere", "10.99.0.1", 80, {}],
-    ]);
-    let _mdns = Neighbour::mdns(dir, "10.20.0.9", &services)?;
-    let _upnp = Neighbour::upnp(dir, "10.20.0.7")?;
+    let house = House::start(dir)?;
     let satellite = Satellite::new(dir, "attic", &[])?;
     satellite.set_policy(POLICY)?;
 
@@ -105,7 +135,7 @@ fn house(dir: &Path) -> Result<()> {
     found("prometheus", "url", "http://10.20.0.7:9100/metrics")?;
     ensure!(found("mqtt", "address", "10.20.0.6")?["device"]["profile"] == "zigbee2mqtt", "{report:#}");
     let proxmox = found("http", "profile", "proxmox")?;
-    ensure!(proxmox["device"]["tls"] == format!("pin:{}", cluster.fingerprint), "{proxmox}");
+    ensure!(proxmox["device"]["tls"] == format!("pin:{}", house.cluster.fingerprint), "{proxmox}");
     ensure!(proxmox["needs"].to_string().contains("satellite secrets set proxmox --host 10.20.0.9:8006"), "{proxmox}");
     let lamp = found("http", "url", "http://10.20.0.9/")?;
     ensure!(lamp["what"] == "Living room lamp" && lamp["by"] == "mDNS (_http._tcp)", "{lamp}");
