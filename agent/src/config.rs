@@ -1,7 +1,8 @@
 //! Applies the configuration that the relay sends: checks it, builds what is new, tells the scheduler the difference.
 //!
 //! A device that breaks a rule is reported and left as it was; the others are taken. What is in force is kept on disk,
-//! so that a start without the relay polls at once. A configuration never touches the buffer.
+//! so that a start without the relay polls at once, and so is what was refused: a start under another policy judges it
+//! anew and reports that. A configuration never touches the buffer.
 
 pub mod last_good;
 
@@ -108,20 +109,37 @@ impl Configurator {
         let version = self.last_good.version();
         let value = self.last_good.document();
         let stopped_since_ms = self.parts.stopped_since_ms;
-        match Document::parse(&value) {
-            Ok(document) => {
-                let items = self.apply(&value, document, stopped_since_ms).await;
-                for item in items {
-                    tracing::warn!(
-                        path = item.path,
-                        reason = item.reason,
-                        "an item of the last good config is refused now"
-                    );
-                }
-                self.parts.version.send_replace(version);
+        let document = match Document::parse(&value) {
+            Ok(document) => document,
+            Err(problem) => {
+                tracing::error!(%problem, "the last good config can't be read: waiting for the relay's");
+                return;
             }
-            Err(problem) => tracing::error!(%problem, "the last good config can't be read: waiting for the relay's"),
+        };
+        self.apply(&value, document, stopped_since_ms).await;
+        self.parts.version.send_replace(version);
+        // What was refused when it came may be allowed by now, and the other way round.
+        let wanted = self.last_good.wanted();
+        if let (Ok(document), 1..) = (Document::parse(&wanted), version) {
+            let items = self.take(version, &wanted, document).await;
+            for ConfigItem { path, reason } in &items {
+                tracing::warn!(path, reason, "an item of the last config is refused");
+            }
+            drop(self.parts.statuses.send(ConfigStatus { version, state: ConfigState::Applied, items }).await);
         }
+    }
+
+    /// Puts in force what can be, and keeps it.
+    async fn take(&mut self, version: u64, value: &Value, document: Document) -> Vec<ConfigItem> {
+        let problems = self.apply(value, document, None).await;
+        let refused = refused_names(value, &problems).iter().map(|name| raw_device(value, name)).collect();
+        let devices = self.current.values().map(|(_, value)| value.clone()).collect();
+        if self.last_good.set(version, devices, refused)
+            && let Err(error) = self.keep(|kept| kept.save()).await
+        {
+            tracing::error!(%error, "the config in force can't be kept: a start without the relay polls the one before");
+        }
+        items(problems)
     }
 
     async fn on_config(&mut self, config: Config) {
@@ -131,11 +149,7 @@ impl Configurator {
                 rejected(config.version, document.problems)
             }
             Ok(document) => {
-                let items = self.apply(&config.document, document, None).await;
-                self.last_good.set(config.version, self.current.values().map(|(_, value)| value.clone()).collect());
-                if let Err(error) = self.keep(|kept| kept.save()).await {
-                    tracing::error!(%error, "the config in force can't be kept: a start without the relay polls the one before");
-                }
+                let items = self.take(config.version, &config.document, document).await;
                 self.parts.version.send_replace(config.version);
                 ConfigStatus { version: config.version, state: ConfigState::Applied, items }
             }
@@ -151,8 +165,8 @@ impl Configurator {
         drop(self.parts.statuses.send(status).await);
     }
 
-    /// Puts the good devices in force, leaves the refused ones as they were, and says which those are.
-    async fn apply(&mut self, value: &Value, document: Document, stopped_since_ms: Option<i64>) -> Vec<ConfigItem> {
+    /// Puts the good devices in force, leaves the refused ones as they were, and says what is wrong with those.
+    async fn apply(&mut self, value: &Value, document: Document, stopped_since_ms: Option<i64>) -> Vec<Problem> {
         let mut problems = document.problems;
         let mut wanted = BTreeMap::new();
         let mut upsert = Vec::new();
@@ -180,7 +194,7 @@ impl Configurator {
         let remove = self.current.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect();
         self.current = wanted;
         drop(self.parts.orders.send(Order::Change { upsert, remove, stopped_since_ms }).await);
-        items(problems)
+        problems
     }
 
     fn plan(&self, device: &Device) -> Result<Planned, Problem> {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use satellite_tests::device::{Device, Manner};
 use satellite_tests::house::{EMPTY_DOCUMENT, House, SOON};
 use satellite_tests::journey::{self, journey};
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
         journey("a_configuration_reaches_a_connected_satellite_at_once", &[], reaches_at_once),
         journey("a_configuration_reaches_an_absent_satellite_when_it_comes", &[], reaches_the_absent),
         journey("items_that_are_refused_are_named_and_the_others_apply", PYTHON, refused_items),
+        journey("what_the_policy_refused_is_judged_anew_when_it_changes", PYTHON, judged_anew),
         journey("a_paused_device_is_left_alone_and_its_slots_are_explained", PYTHON, paused),
         journey("a_target_outside_the_policy_gets_no_packet", PYTHON, outside_policy),
         journey("a_redirect_leads_nowhere", PYTHON, redirect),
@@ -66,6 +68,34 @@ fn refused_items(dir: &Path) -> Result<()> {
         Ok(shown.contains("device.future") && shown.contains("teleport") && shown.contains("device.typo"))
     })?;
     house.finish(&[&plug])?;
+    Ok(())
+}
+
+fn judged_anew(dir: &Path) -> Result<()> {
+    let (plug, page) = (Device::new("plug")?, Device::new("page")?);
+    let mut house = House::new(dir, &[&plug, &page])?;
+    let open = format!("loopback_ports = [{}, {}]\n", plug.port(), page.port());
+    let strict = format!("{open}paths = [\"/metrics\"]\n");
+    let change = |house: &House, policy: &str, names_plug: bool| -> Result<()> {
+        house.satellite.set_policy(policy)?;
+        house.satellite.signal(Signal::HUP)?;
+        wait::until_true("the relay knows what is refused now", SOON, || {
+            let shown = house.relay.satellite(&house.id)?["config_status"]["items"].to_string();
+            Ok(shown.contains("device.plug.url") == names_plug)
+        })
+    };
+    house.configure(&page.as_prometheus("1s"))?;
+    change(&house, &strict, false)?;
+    house.configure(&format!("{}{}", plug.as_http("1s"), page.as_prometheus("1s")))?;
+    house.wait_for_polls(&page, 3)?;
+    ensure!(plug.connections() == 0, "a path that the policy does not list was asked for");
+    change(&house, &open, false)?;
+    house.wait_for_polls(&plug, 2).context("the policy allows it now")?;
+    change(&house, &strict, true)?;
+    let before = plug.requests();
+    house.wait_for_polls(&page, 3)?;
+    ensure!(plug.requests() == before, "the policy forbids it now");
+    house.finish(&[&plug, &page])?;
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! The configuration in force, on disk: what a start without the relay polls.
 //!
-//! Beside it stands how many samples each metric gave, so that a stop can be explained in samples.
+//! With it stand the devices of the newest version that were refused: a policy that allows them now, or a newer program that
+//! knows them, takes them up. Beside it stands how many samples each metric gave, so that a stop can be explained in samples.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -22,10 +23,12 @@ pub struct LastGood {
     expected: BTreeMap<String, u64>,
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Kept {
     version: u64,
     device: Vec<Value>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    refused: Vec<Value>,
 }
 
 impl LastGood {
@@ -49,9 +52,19 @@ impl LastGood {
         json!({ "device": self.kept.device })
     }
 
-    /// Takes a new one.
-    pub fn set(&mut self, version: u64, devices: Vec<Value>) {
-        self.kept = Kept { version, device: devices };
+    /// What would be in force if nothing of it had been refused.
+    #[must_use]
+    pub fn wanted(&self) -> Value {
+        let name = |device: &Value| device.get("name").cloned();
+        let is_refused = |device: &Value| self.kept.refused.iter().any(|refused| name(refused) == name(device));
+        let taken = self.kept.device.iter().filter(|device| !is_refused(device));
+        json!({ "device": taken.chain(&self.kept.refused).collect::<Vec<_>>() })
+    }
+
+    /// Takes a new one; says whether it differs.
+    pub fn set(&mut self, version: u64, device: Vec<Value>, refused: Vec<Value>) -> bool {
+        let before = std::mem::replace(&mut self.kept, Kept { version, device, refused });
+        before != self.kept
     }
 
     /// Writes it, whole or not at all.
@@ -124,7 +137,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut kept = LastGood::load(dir.path());
         assert_eq!(kept.version(), 0);
-        kept.set(4, vec![json!({"name": "nas"})]);
+        kept.set(4, vec![json!({"name": "nas"})], vec![]);
         kept.save().unwrap();
         kept.note_expected(vec![("nas".parse().unwrap(), "cpu".into(), 80)]).unwrap();
         let again = LastGood::load(dir.path());
