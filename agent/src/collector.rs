@@ -159,7 +159,8 @@ pub trait Collector: Send {
     /// Reads the metrics that are due (indices into [`Built::metrics`]) into `readings`.
     ///
     /// A metric that can't be read alone is told by [`Readings::missing`]; an `Err` is for the poll as a whole:
-    /// nothing of it is kept and every metric that was due becomes a gap. The future may be dropped at any await.
+    /// nothing of it is kept, every metric that was due becomes a gap, and the device is left alone when that goes on.
+    /// The future may be dropped at any await.
     fn poll<'a>(&'a mut self, due: &'a [usize], readings: &'a mut Readings) -> Poll<'a>;
 }
 
@@ -221,6 +222,7 @@ pub struct Readings {
     missing: Vec<(usize, Failure)>,
     fixed_labels: Vec<(String, String)>,
     overflow: bool,
+    device_failed: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -348,12 +350,38 @@ impl Readings {
         self.overflow || u32::try_from(self.keys.len()).is_err()
     }
 
+    /// Says that the device did not do what it was asked: it is left alone for a while when that goes on, as after an
+    /// `Err`, though what the asking itself told is kept. Not for what costs a device nothing, such as one packet.
+    pub fn device_failed(&mut self) {
+        self.device_failed = true;
+    }
+
+    /// Whether it did not.
+    #[must_use]
+    pub fn has_device_failed(&self) -> bool {
+        self.device_failed
+    }
+
+    /// What a poll that ended so has come to: more samples than one may give are none.
+    ///
+    /// # Errors
+    /// Why it gave nothing.
+    pub fn judge(&self, ended: Result<(), Failure>) -> Result<(), Failure> {
+        match ended {
+            Ok(()) if self.overflowed() => {
+                Err(Failure::new(Reason::BadAnswer, "more samples than one poll may give (50,000)"))
+            }
+            other => other,
+        }
+    }
+
     /// Forgets everything but the labels, for the next poll.
     pub fn clear(&mut self) {
         self.keys.clear();
         self.samples.clear();
         self.missing.clear();
         self.overflow = false;
+        self.device_failed = false;
     }
 }
 

@@ -424,12 +424,7 @@ impl Request {
             drop(poll);
             (Err(Failure::new(Reason::DiskFull, "not polled: the buffer could not be written")), true)
         };
-        let result = match result {
-            Ok(()) if self.readings.overflowed() => {
-                Err(Failure::new(Reason::BadAnswer, "more samples than one poll may give (50,000)"))
-            }
-            other => other,
-        };
+        let result = self.readings.judge(result);
         Polled {
             line: self.line,
             device: self.device,
@@ -614,6 +609,14 @@ impl Line {
     fn take_up(&mut self, polled: Polled, now_ms: i64) -> Ended {
         self.collector = polled.collector.or_else(|| (self.rebuild)());
         let mut readings = polled.readings;
+        // What the house's own rules refuse cost the device nothing, and is polled as soon as they allow it.
+        let is_refused = |failure: &Failure| failure.reason == Reason::Policy;
+        if polled.result.as_ref().map_or_else(|failure| !is_refused(failure), |()| readings.has_device_failed()) {
+            let every_ms = self.metrics.iter().filter_map(|slot| slot.timetable.every_ms()).min().unwrap_or(60_000);
+            self.breaker.fail(now_ms, every_ms);
+        } else if polled.result.is_ok() {
+            self.breaker.succeed();
+        }
         let mut missed = Vec::new();
         let mut metrics = Vec::new();
         self.state.polled_ms = Some(polled.at_ms);
@@ -622,18 +625,12 @@ impl Line {
             Err(failure) => {
                 readings.clear();
                 missed = self.missed(&polled.due, failure.reason, &failure.detail);
-                let every_ms = self.metrics.iter().filter_map(|slot| slot.timetable.every_ms()).min().unwrap_or(60_000);
-                // What the house's own rules refuse cost the device nothing, and is polled as soon as they allow it.
-                if failure.reason != Reason::Policy {
-                    self.breaker.fail(now_ms, every_ms);
-                }
                 self.state.polls_failed += 1;
                 self.state.samples = 0;
                 self.state.outcome = failure.reason.as_str().into();
                 self.state.detail = failure.detail;
             }
             Ok(()) => {
-                self.breaker.succeed();
                 let mut counts = vec![0u64; self.metrics.len()];
                 for reading in readings.iter() {
                     if let Some(count) = counts.get_mut(reading.metric) {
@@ -671,6 +668,9 @@ mod tests {
     use super::*;
     use crate::collector::{Family, Poll, whole};
 
+    /// A failure with this detail is told beside a sample of how it went, as most collectors of the network do.
+    const TOLD: &str = "connection refused, and told beside the probe";
+
     /// Answers what the test last told it to.
     struct Scripted(Arc<Mutex<Result<u32, Failure>>>);
 
@@ -678,6 +678,13 @@ mod tests {
         fn poll<'a>(&'a mut self, due: &'a [usize], readings: &'a mut Readings) -> Poll<'a> {
             let answer = self.0.lock().unwrap().clone();
             Box::pin(async move {
+                if let Err(failure) = answer.clone()
+                    && failure.detail == TOLD
+                {
+                    readings.device_failed();
+                    readings.missing(due[0], failure);
+                    return Ok(());
+                }
                 for n in 0..answer? {
                     readings.sample(due[0], Family::gauge("x", ""), &[("n", &n.to_string())], 1.0);
                 }
@@ -842,6 +849,26 @@ mod tests {
         assert_eq!(missed.iter().map(|&(count, _)| count).sum::<u64>(), 4 * 7);
         assert!(reasons.starts_with(&[Reason::Timeout, Reason::Timeout, Reason::Timeout]), "{reasons:?}");
         assert!(reasons[3..].contains(&Reason::BackOff), "{reasons:?}");
+    }
+
+    #[tokio::test]
+    async fn a_device_that_fails_beside_a_probe_is_left_alone_too_until_it_answers() {
+        let mut bench = Bench::with(NAS, None).await;
+        *bench.answer.lock().unwrap() = Err(Failure::new(Reason::Refused, TOLD));
+        let mut reasons = Vec::new();
+        for _ in 0..4 {
+            bench.finish_polls().await;
+            bench.pass(10_000).await;
+            reasons.extend(bench.told().1.iter().map(|&(_, reason)| reason));
+        }
+        assert_eq!(reasons, [Reason::Refused, Reason::Refused, Reason::Refused, Reason::BackOff]);
+        *bench.answer.lock().unwrap() = Ok(4);
+        bench.finish_polls().await;
+        for _ in 0..2 {
+            bench.pass(10_000).await;
+            bench.finish_polls().await;
+        }
+        assert_eq!(bench.told(), (vec![4, 4, 4], vec![]));
     }
 
     #[tokio::test]

@@ -34,8 +34,7 @@ pub async fn poll(device: &Device, built: &mut Built) -> Once {
     let result = tokio::time::timeout(limit, built.collector.poll(&due, &mut readings)).await;
     let seconds = watch.seconds();
     let failure = match result {
-        Ok(Ok(())) => None,
-        Ok(Err(failure)) => Some(failure.to_string()),
+        Ok(ended) => readings.judge(ended).err().map(|failure| failure.to_string()),
         Err(_) => Some(format!("timeout: no answer within {}", humantime::format_duration(limit))),
     };
     let samples = readings.iter().filter(|_| failure.is_none());
