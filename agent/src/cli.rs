@@ -105,7 +105,7 @@ struct ProbeArgs {
     /// The device's name in the configuration.
     #[arg(required_unless_present = "config")]
     device: Option<String>,
-    /// Polls the devices of this file instead, TOML or JSON, from here; no relay needs to know them.
+    /// Polls the devices of this file instead, TOML or JSON, from here; no relay needs to know them. `-` is stdin.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// One JSON document on stdout.
@@ -138,6 +138,17 @@ pub fn main() -> ExitCode {
             return ExitCode::from(EXIT_SETTINGS);
         }
     };
+    // What the user can read, the satellite may not.
+    let file = match &cli.command {
+        Command::Probe(ProbeArgs { config: Some(file), .. }) => match probe::DeviceFile::read(file) {
+            Ok(file) => Some(file),
+            Err(error) => {
+                complain(&format!("{error:#}"));
+                return ExitCode::FAILURE;
+            }
+        },
+        _ => None,
+    };
     if let Err(error) = act_as_owner(&cli.command, &settings) {
         complain(&format!("{}: its owner can't be taken on: {error}", settings.state_dir.display()));
         return ExitCode::FAILURE;
@@ -149,12 +160,10 @@ pub fn main() -> ExitCode {
             Command::Lease(command) => lease::run(command, &settings.state_dir, &settings.proxy_settings()).await,
             Command::Secrets(command) => secrets::run(command, &settings.state_dir),
             Command::Status(args) => status::run(&settings, args.json).await,
-            Command::Probe(ProbeArgs { device, config: Some(file), json }) => {
-                probe::run_file(&settings, &file, device.as_deref(), json).await
-            }
-            Command::Probe(ProbeArgs { device, config: None, json }) => {
-                probe::run(&settings, &device.unwrap_or_default(), json).await
-            }
+            Command::Probe(ProbeArgs { device, config: _, json }) => match &file {
+                Some(file) => probe::run_file(&settings, file, device.as_deref(), json).await,
+                None => probe::run(&settings, &device.unwrap_or_default(), json).await,
+            },
             Command::Discover(args) => discover::run(&settings, args).await,
             Command::Check(args) => check::run(&settings, args.json).await,
             Command::Gaps(args) => gaps::run(&settings, args.json).await,
