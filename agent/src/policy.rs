@@ -8,6 +8,7 @@ pub mod address;
 
 mod gate;
 mod traffic;
+mod web_path;
 
 use std::fmt;
 use std::io::Read;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use self::address::Network;
 pub use self::gate::{Gate, check_host};
+pub use self::web_path::{METRICS, WebPath};
 
 /// The ranges that home networks have.
 const NETWORKS: [&str; 4] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"];
@@ -113,6 +115,7 @@ pub struct Policy {
     ports: Option<Vec<RangeInclusive<u16>>>,
     protocols: Vec<Protocol>,
     methods: Vec<Method>,
+    paths: Option<Vec<WebPath>>,
     loopback_ports: Vec<u16>,
     sockets: Vec<PathBuf>,
     directories: Vec<PathBuf>,
@@ -177,6 +180,9 @@ pub enum Refusal {
     /// The method is switched off.
     #[error("policy.toml does not allow {word}: add \"{word}\" to `methods`", word = .0.as_str())]
     Method(Method),
+    /// The path of a web server is not listed.
+    #[error("{0} is not in policy.toml: add \"{0}\" to `paths`")]
+    WebPath(String),
     /// The port is not listed.
     #[error("port {0} is not in policy.toml: add {0} to `ports`")]
     Port(u16),
@@ -220,6 +226,7 @@ impl Default for Policy {
             ports: None,
             protocols: Protocol::ALL.to_vec(),
             methods: vec![Method::Get, Method::Head],
+            paths: None,
             loopback_ports: Vec::new(),
             sockets: SOCKETS.map(PathBuf::from).to_vec(),
             directories: DIRECTORIES.map(PathBuf::from).to_vec(),
@@ -236,6 +243,7 @@ struct Fields {
     ports: Option<Vec<toml::Value>>,
     protocols: Option<Vec<Protocol>>,
     methods: Option<Vec<Method>>,
+    paths: Option<Vec<String>>,
     loopback_ports: Option<Vec<u16>>,
     sockets: Option<Vec<String>>,
     directories: Option<Vec<String>>,
@@ -291,6 +299,9 @@ impl Policy {
         let mut policy = Self::default();
         if let Some(networks) = fields.networks {
             policy.networks = list("networks", &networks, |text| Network::parse(text))?;
+        }
+        if let Some(paths) = fields.paths {
+            policy.paths = Some(list("paths", &paths, |text| WebPath::try_from(text.clone()))?);
         }
         if let Some(ports) = fields.ports {
             policy.ports = Some(list("ports", &ports, port_range)?);
@@ -391,6 +402,16 @@ impl Policy {
     /// That it may not.
     pub fn permits_method(&self, method: Method) -> Result<(), Refusal> {
         if self.methods.contains(&method) { Ok(()) } else { Err(Refusal::Method(method)) }
+    }
+
+    /// Whether a configuration may write an HTTP request with this path and query. What stands in the program itself,
+    /// for the devices that it knows, needs no leave.
+    ///
+    /// # Errors
+    /// That it may not.
+    pub fn permits_web_path(&self, asked: &str) -> Result<(), Refusal> {
+        let listed = self.paths.as_ref().is_none_or(|paths| paths.iter().any(|path| path.covers(asked)));
+        if listed { Ok(()) } else { Err(Refusal::WebPath(asked.chars().take(100).collect())) }
     }
 
     /// How many requests a second may leave, all devices together.
@@ -596,6 +617,11 @@ mod tests {
         assert_eq!(policy.permits(Protocol::Tcp, ip, 80), Err(Refusal::Protocol(Protocol::Tcp)));
         assert_eq!(policy.permits_method(Method::Get), Err(Refusal::Method(Method::Get)));
         assert_eq!(policy.permits_method(Method::Head), Ok(()));
+        let listed = Policy::parse("paths = [\"/api\", \"/probe?\"]").unwrap();
+        assert_eq!(listed.permits_web_path("/api/x").and(listed.permits_web_path("/probe?target=a")), Ok(()));
+        let refused = listed.permits_web_path("/relay/0?turn=off").unwrap_err().to_string();
+        assert_eq!(refused, "/relay/0?turn=off is not in policy.toml: add \"/relay/0?turn=off\" to `paths`");
+        assert_eq!(Policy::default().permits_web_path("/relay/0?turn=off"), Ok(()));
         let post = Policy::default().permits_method(Method::Post).unwrap_err().to_string();
         assert_eq!(post, "policy.toml does not allow POST: add \"POST\" to `methods`");
         assert_eq!(Policy::parse("methods = [\"GET\", \"POST\"]").unwrap().permits_method(Method::Post), Ok(()));

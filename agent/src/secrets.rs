@@ -24,7 +24,7 @@ use zeroize::Zeroizing;
 use crate::collector::Failure;
 use crate::credential::keystore::write_private;
 use crate::policy::address::{self, Network};
-use crate::policy::{Protocol, check_host};
+use crate::policy::{METRICS, Protocol, WebPath, check_host};
 
 /// The file's name in the state directory, and the credential's.
 pub const FILE_NAME: &str = "secrets.toml";
@@ -35,7 +35,7 @@ pub const VALUE_BYTES_MAX: usize = 8 << 10;
 /// A file of secrets; the longest sensible one is a tenth of it.
 const FILE_BYTES_MAX: u64 = 256 << 10;
 const SECRETS_MAX: usize = 500;
-/// Hosts of one secret.
+/// Hosts of one secret, and paths.
 const HOSTS_MAX: usize = 100;
 const NAME_BYTES_MAX: usize = 63;
 
@@ -75,7 +75,7 @@ impl From<SecretName> for String {
 
 impl fmt::Display for SecretName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.pad(&self.0)
     }
 }
 
@@ -155,6 +155,9 @@ pub struct Secret {
     pub hosts: Vec<BoundHost>,
     /// By which protocols.
     pub protocols: Vec<Protocol>,
+    /// With which HTTP requests that a configuration has written, beside those that stand in the program.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<WebPath>,
     /// What it is.
     pub value: Zeroizing<String>,
 }
@@ -180,6 +183,9 @@ pub enum SecretsError {
     /// Others can read what is for the satellite alone.
     #[error("{path} can be read or written by others than its owner: chmod 0600 {path}", path = .0.display())]
     Open(PathBuf),
+    /// Others can read or change what systemd should have handed over.
+    #[error("{path} can be read or written by others: systemd makes no such credential", path = .0.display())]
+    NoCredential(PathBuf),
     /// Too long.
     #[error("{path}: more than {FILE_BYTES_MAX} bytes or {SECRETS_MAX} secrets", path = .0.display())]
     TooLarge(PathBuf),
@@ -211,6 +217,9 @@ pub fn parse(text: &str) -> Result<Secrets, String> {
         if secret.hosts.is_empty() || secret.hosts.len() > HOSTS_MAX {
             return wrong(&format!("1 to {HOSTS_MAX} hosts, such as hosts = [\"nas.lan\"]"));
         }
+        if secret.paths.len() > HOSTS_MAX {
+            return wrong(&format!("more than {HOSTS_MAX} paths"));
+        }
         if secret.protocols.is_empty() {
             return wrong("no protocols: such as protocols = [\"http\"]");
         }
@@ -226,14 +235,24 @@ pub fn parse(text: &str) -> Result<Secrets, String> {
 /// # Errors
 /// One line with the fix.
 pub fn read(path: &Path) -> Result<Secrets, SecretsError> {
+    read_private(path, 0o077, SecretsError::Open)
+}
+
+/// A credential's directory is the service's alone, and newer systemds let the service in by an access list, whose mask
+/// looks like a group that may read.
+fn read_credential(path: &Path) -> Result<Secrets, SecretsError> {
+    read_private(path, 0o037, SecretsError::NoCredential)
+}
+
+fn read_private(path: &Path, forbidden: u32, refuse: fn(PathBuf) -> SecretsError) -> Result<Secrets, SecretsError> {
     let io = |source| SecretsError::Io { path: path.to_owned(), source };
     let mut file = match std::fs::File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Secrets::new()),
         Err(error) => return Err(io(error)),
     };
-    if file.metadata().map_err(io)?.mode() & 0o077 != 0 {
-        return Err(SecretsError::Open(path.to_owned()));
+    if file.metadata().map_err(io)?.mode() & forbidden != 0 {
+        return Err(refuse(path.to_owned()));
     }
     let mut text = Zeroizing::new(String::new());
     file.by_ref().take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(io)?;
@@ -243,10 +262,10 @@ pub fn read(path: &Path) -> Result<Secrets, SecretsError> {
     parse(&text).map_err(|reason| SecretsError::Invalid { path: path.to_owned(), reason })
 }
 
-/// Puts a file of secrets in place, whole or not at all.
+/// Puts a file of secrets in place, whole or not at all, and only one that can be read again.
 ///
 /// # Errors
-/// When the disk refuses; then the file is as it was.
+/// When it breaks a limit or the disk refuses; then the file is as it was.
 pub fn write(path: &Path, secrets: &Secrets) -> Result<(), SecretsError> {
     let io = |source| SecretsError::Io { path: path.to_owned(), source };
     if secrets.len() > SECRETS_MAX {
@@ -256,32 +275,37 @@ pub fn write(path: &Path, secrets: &Secrets) -> Result<(), SecretsError> {
     let text = Zeroizing::new(toml::to_string(secrets).map_err(reason)?);
     let text =
         Zeroizing::new(format!("# Secrets of this house's devices: `satellite secrets` writes them.\n{}", *text));
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(SecretsError::TooLarge(path.to_owned()));
+    }
+    parse(&text).map_err(|reason| SecretsError::Invalid { path: path.to_owned(), reason })?;
     write_private(path, text.as_bytes()).map_err(io)
 }
 
-/// What tells a file that changed from one that did not.
+/// What tells a file that changed, or may be read by others now, from one that did not.
 type Print = Option<(u64, i64, i64, u64)>;
 
 fn print_of(path: &Path) -> Print {
     let meta = std::fs::metadata(path).ok()?;
-    Some((meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.size()))
+    Some((meta.ino(), meta.ctime(), meta.ctime_nsec(), meta.size()))
 }
 
 struct Source {
     path: PathBuf,
+    read: fn(&Path) -> Result<Secrets, SecretsError>,
     print: Print,
     secrets: Result<Secrets, String>,
 }
 
 impl Source {
-    fn new(path: PathBuf) -> Self {
-        Self { path, print: None, secrets: Ok(Secrets::new()) }
+    fn new(path: PathBuf, read: fn(&Path) -> Result<Secrets, SecretsError>) -> Self {
+        Self { path, read, print: None, secrets: Ok(Secrets::new()) }
     }
 
     fn current(&mut self) -> &Result<Secrets, String> {
         let print = print_of(&self.path);
         if print != self.print {
-            self.secrets = read(&self.path).map_err(|error| error.to_string());
+            self.secrets = (self.read)(&self.path).map_err(|error| error.to_string());
             self.print = print;
         }
         &self.secrets
@@ -302,20 +326,41 @@ impl Keyring {
     #[must_use]
     pub fn new(state_dir: &Path) -> Self {
         let credential = std::env::var_os(CREDENTIALS_ENV).map(|dir| Path::new(&dir).join(FILE_NAME));
-        Self::of(credential.into_iter().chain([state_dir.join(FILE_NAME)]))
+        let credential = credential.map(|path| Source::new(path, read_credential));
+        Self(Mutex::new(credential.into_iter().chain([Source::new(state_dir.join(FILE_NAME), read)]).collect()))
     }
 
     /// The secrets of these files; of two with the same name the first is taken.
     #[must_use]
     pub fn of(files: impl IntoIterator<Item = PathBuf>) -> Self {
-        Self(Mutex::new(files.into_iter().map(Source::new).collect()))
+        Self(Mutex::new(files.into_iter().map(|path| Source::new(path, read)).collect()))
     }
 
-    /// The secret of this name, for this host and protocol and no other.
+    /// The secret of this name, for this host and protocol and no other, in what the program itself says.
     ///
     /// # Errors
     /// `policy`, with the command that would change it.
     pub fn give(&self, name: &SecretName, protocol: Protocol, host: &str, port: u16) -> Result<SecretString, Failure> {
+        self.find(name, protocol, host, port, None)
+    }
+
+    /// The same over HTTP, with a request of this path and query that a configuration has written: what a device would do
+    /// for nobody else, it may do for a relay with this secret in hand.
+    ///
+    /// # Errors
+    /// As [`Self::give`].
+    pub fn give_for(&self, name: &SecretName, host: &str, port: u16, asked: &str) -> Result<SecretString, Failure> {
+        self.find(name, Protocol::Http, host, port, Some(asked))
+    }
+
+    fn find(
+        &self,
+        name: &SecretName,
+        protocol: Protocol,
+        host: &str,
+        port: u16,
+        asked: Option<&str>,
+    ) -> Result<SecretString, Failure> {
         let refuse = |detail: String| Err(Failure::new(Reason::Policy, detail));
         let word = protocol.as_str();
         let mut sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -335,12 +380,22 @@ impl Keyring {
                             "secret `{name}` is not for {host}:{port}: `satellite secrets set {name}` says whom for"
                         ));
                     }
+                    let covers = |asked: &str| asked == METRICS || secret.paths.iter().any(|path| path.covers(asked));
+                    if let Some(asked) = asked.filter(|asked| !covers(asked)) {
+                        let asked: String = asked.chars().take(60).collect();
+                        return refuse(format!(
+                            "secret `{name}` is for profiles, not for {asked}: sudo satellite secrets set {name} --keep --path '{asked}'"
+                        ));
+                    }
                     return Ok(SecretString::from(secret.value.as_str()));
                 }
             }
         }
+        let path = asked
+            .filter(|asked| *asked != METRICS)
+            .map_or_else(String::new, |asked| format!(" --path '{}'", asked.chars().take(60).collect::<String>()));
         refuse(broken.unwrap_or_else(|| {
-            format!("no secret `{name}`: sudo satellite secrets set {name} --host {host} --protocol {word}")
+            format!("no secret `{name}`: sudo satellite secrets set {name} --host {host} --protocol {word}{path}")
         }))
     }
 }
@@ -401,6 +456,54 @@ mod tests {
             missing.detail.contains("sudo satellite secrets set router --host router.lan --protocol http"),
             "{missing}"
         );
+    }
+
+    #[test]
+    fn a_request_that_a_configuration_wrote_has_a_secret_only_where_its_path_is_listed() {
+        let (_dir, path, keyring) = keyring(FILE);
+        let give = |asked: &str| keyring.give_for(&name("nas"), "nas.lan", 80, asked);
+        assert_eq!(give("/metrics").unwrap().expose_secret(), "hunter2");
+        let refused = give("/relay/0?turn=off").unwrap_err();
+        assert_eq!(refused.reason, Reason::Policy);
+        assert!(refused.detail.contains("secrets set nas --keep --path '/relay/0?turn=off'"), "{refused}");
+        let mut secrets = parse(FILE).unwrap();
+        let api = WebPath::try_from("/api".to_owned()).unwrap();
+        secrets.get_mut(&name("nas")).unwrap().paths.push(api);
+        write(&path, &secrets).unwrap();
+        assert!(give("/api/states").is_ok() && give("/apis").is_err());
+        assert!(keyring.give_for(&name("nas"), "evil.lan", 80, "/api").is_err());
+        let unknown = keyring.give_for(&name("plug"), "plug.lan", 80, "/rpc/Shelly.GetStatus").unwrap_err();
+        assert!(unknown.detail.ends_with("--protocol http --path '/rpc/Shelly.GetStatus'"), "{unknown}");
+    }
+
+    #[test]
+    fn a_file_that_could_not_be_read_again_is_not_written() {
+        let (_dir, path, _) = keyring(FILE);
+        let mut secrets = parse(FILE).unwrap();
+        let host = secrets[&name("nas")].hosts[0].clone();
+        secrets.get_mut(&name("nas")).unwrap().hosts = vec![host; HOSTS_MAX + 1];
+        assert!(write(&path, &secrets).unwrap_err().to_string().contains("1 to 100 hosts"));
+        let mut secrets = parse(FILE).unwrap();
+        let mut large = secrets[&name("nas")].clone();
+        large.value = Zeroizing::new("x".repeat(VALUE_BYTES_MAX));
+        secrets.extend((0..33).map(|n| (name(&format!("nas-{n}")), large.clone())));
+        assert!(matches!(write(&path, &secrets), Err(SecretsError::TooLarge(_))));
+        assert_eq!(read(&path).unwrap()[&name("nas")].value.as_str(), "hunter2");
+    }
+
+    #[test]
+    fn a_credential_may_look_as_if_its_group_could_read_it_and_a_file_may_not() {
+        let (_dir, path, keyring) = keyring(FILE);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o440)).unwrap();
+        assert_eq!(read_credential(&path).unwrap().len(), 1);
+        assert!(matches!(read(&path), Err(SecretsError::Open(_))));
+        let give = || keyring.give(&name("nas"), Protocol::Http, "nas.lan", 80);
+        assert!(give().unwrap_err().detail.contains("chmod 0600"));
+        // What the message advises is noticed at once.
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(give().is_ok());
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o444)).unwrap();
+        assert!(matches!(read_credential(&path), Err(SecretsError::NoCredential(_))));
     }
 
     #[test]

@@ -882,6 +882,15 @@ fn profile_behind_digest(dir: &Path) -> Result<()> {
         expect("shelly_power_watts{component=\"switch:0\"}", 61.5)?;
         expect("shelly_energy_joules_total{component=\"emdata:0\",phase=\"total\"}", 216_000.0)?;
     }
+    // A relay can't do with the password what the profile does not.
+    let switch = device("", "").replace("profile = \"\"\n", "");
+    house.configure(&switch.replace(&address, &format!("{address}/rpc/Switch.Toggle?id=0")))?;
+    refused("secret `plug` is for profiles, not for /rpc/Switch.Toggle?id=0")?;
+    let allow = ["secrets", "set", "plug", "--keep", "--path", "/rpc/Shelly.GetStatus"];
+    house.satellite.command(&allow, "")?.success()?;
+    refused("secret `plug` is for profiles, not for /rpc/Switch.Toggle?id=0")?;
+    house.configure(&digest)?;
+
     server.put("rpc/Shelly.GetStatus", "{\"a\": 1}")?;
     refused("profile `shelly-gen2`, /rpc/Shelly.GetStatus: there is no $.sys.mac in the answer: is it a Shelly")?;
 

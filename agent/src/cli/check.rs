@@ -17,6 +17,7 @@ use crate::credential::keystore::{Identity, Keystore};
 use crate::credential::verification_time::VerificationTime;
 use crate::kernel_clock;
 use crate::policy::Policy;
+use crate::secrets::{self, SecretsError};
 use crate::settings::Settings;
 use crate::uplink::dial::{Dial, Meter};
 use crate::uplink::proxy::Route;
@@ -76,7 +77,8 @@ pub(crate) async fn run(settings: &Settings, json: bool) -> anyhow::Result<ExitC
 
 async fn all(settings: &Settings) -> Vec<Finding> {
     let mut findings =
-        vec![Finding::ok("settings", "read, every field is known"), policy(settings), state_dir(settings), time_sync()];
+        vec![Finding::ok("settings", "read, every field is known"), policy(settings), state_dir(settings)];
+    findings.extend([secrets(settings), time_sync()]);
     let keystore = Keystore::new(&settings.state_dir);
     let identity = match keystore.load().map(|stored| stored.identity) {
         Ok(Some(identity)) => identity,
@@ -115,6 +117,17 @@ fn state_dir(settings: &Settings) -> Finding {
             Finding::warning("state", format!("{path} is not there: the first start makes it"))
         }
         Err(error) => Finding::failed("state", format!("{path}: {error}: run this as root or as the satellite's user")),
+    }
+}
+
+fn secrets(settings: &Settings) -> Finding {
+    match secrets::read(&settings.state_dir.join(secrets::FILE_NAME)) {
+        Ok(kept) if kept.is_empty() => Finding::ok("secrets", "none are kept"),
+        Ok(kept) => Finding::ok("secrets", format!("{} kept, nobody else can read them", kept.len())),
+        Err(SecretsError::Io { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            Finding::warning("secrets", "not looked at: run this as root or as the satellite's user")
+        }
+        Err(error) => Finding::failed("secrets", error.to_string()),
     }
 }
 

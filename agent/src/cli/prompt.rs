@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal as _, Read as _, Write as _};
 
 use anyhow::Context as _;
 use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 
 /// What was typed or piped in, as it came; `prompt` is shown to a person.
 ///
@@ -15,17 +15,20 @@ use secrecy::SecretString;
 pub(crate) fn secret(prompt: &str, bytes_max: usize) -> anyhow::Result<SecretString> {
     let stdin = io::stdin();
     let mut text = String::new();
+    let taken = bytes_max + 1;
     if stdin.is_terminal() {
         say(prompt)?;
         let hidden = Hidden::begin()?;
-        let read = read_hidden(&mut stdin.lock(), &mut text, bytes_max);
+        let read = read_hidden(&mut stdin.lock(), &mut text, taken);
         drop(hidden);
         say("\n")?;
         read?;
     } else {
-        stdin.lock().take(bytes_max as u64).read_to_string(&mut text).context("stdin can't be read as text")?;
+        stdin.lock().take(taken as u64).read_to_string(&mut text).context("stdin can't be read as text")?;
     }
-    Ok(SecretString::from(text))
+    let text = SecretString::from(text);
+    anyhow::ensure!(text.expose_secret().len() <= bytes_max, "more than {bytes_max} bytes: nothing was changed");
+    Ok(text)
 }
 
 /// A line, byte by byte: the terminal neither shows nor edits it, and Ctrl-C arrives as a byte.

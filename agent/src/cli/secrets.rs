@@ -9,7 +9,7 @@ use secrecy::ExposeSecret as _;
 use zeroize::Zeroizing;
 
 use crate::cli::{complain, prompt, say};
-use crate::policy::Protocol;
+use crate::policy::{Protocol, WebPath};
 use crate::secrets::{self, BoundHost, FILE_NAME, Secret, SecretName, VALUE_BYTES_MAX};
 
 const USAGE: u8 = 2;
@@ -20,9 +20,12 @@ pub enum SecretsCommand {
     /// Keeps a secret, or changes it: asks for its value (or reads it from stdin).
     #[command(after_help = "Examples:\n  \
         sudo satellite secrets set pihole --host pi.hole --protocol http\n  \
-        sudo satellite secrets set ups --host 192.168.1.20:3493 --protocol nut < password\n\n\
+        sudo satellite secrets set ups --host 192.168.1.20:3493 --protocol nut < password\n  \
+        sudo satellite secrets set pihole --keep --path /api/stats\n\n\
         A configuration names it, `auth = { secret = \"pihole\" }`; it is sent to these hosts and to nobody else.\n\
-        Of a secret that is there, --host and --protocol may be left out: they stay.")]
+        Over HTTP it goes with the requests of profiles and for /metrics, and with others only where --path lists them:\n\
+        many a device does what a GET says.\n\
+        Of a secret that is there, what is left out stays.")]
     Set {
         /// Its name in configurations: lower-case letters, digits, `-` and `_`.
         #[arg(value_parser = |text: &str| SecretName::try_from(text.to_owned()))]
@@ -33,6 +36,13 @@ pub enum SecretsCommand {
         /// By which protocol. May be repeated.
         #[arg(long = "protocol", value_name = "PROTOCOL", value_parser = protocol)]
         protocols: Vec<Protocol>,
+        /// For which path of a web server beside what profiles ask: `/api` with all below it, `/probe?` with any query,
+        /// `*` for everything. May be repeated.
+        #[arg(long = "path", value_name = "PATH", value_parser = |text: &str| WebPath::try_from(text.to_owned()))]
+        paths: Vec<WebPath>,
+        /// Changes what it is for, and asks for no value: that stays.
+        #[arg(long)]
+        keep: bool,
         /// Refused: what stands in the arguments can be read by every user of this machine.
         #[arg(hide = true)]
         rest: Vec<String>,
@@ -66,43 +76,20 @@ pub fn run(command: SecretsCommand, state_dir: &Path) -> anyhow::Result<ExitCode
     let path = state_dir.join(FILE_NAME);
     let mut kept = secrets::read(&path)?;
     match command {
-        SecretsCommand::Set { name, hosts, protocols, rest } => {
+        SecretsCommand::Set { name, hosts, protocols, paths, keep, rest } => {
             if !rest.is_empty() {
                 complain(
                     "a secret is never an argument: give it to the prompt of `satellite secrets set`, or to its stdin",
                 );
                 return Ok(ExitCode::from(USAGE));
             }
-            let before = kept.get(&name);
-            let or_before = |given: bool, what: &str| {
-                (given || before.is_some()).then_some(()).ok_or_else(|| format!("what is it for? Add {what}"))
-            };
-            let missing = or_before(!hosts.is_empty(), "--host HOST")
-                .and_then(|()| or_before(!protocols.is_empty(), "--protocol PROTOCOL"));
-            if let Err(why) = missing {
-                complain(&why);
-                return Ok(ExitCode::from(USAGE));
-            }
-            let value = prompt::secret("Secret (not shown): ", VALUE_BYTES_MAX)?;
-            let value = Zeroizing::new(value.expose_secret().trim_end_matches(['\r', '\n']).to_owned());
-            if value.is_empty() {
-                complain("nothing was given, so nothing was changed");
-                return Ok(ExitCode::FAILURE);
-            }
-            let (old_hosts, old_protocols) =
-                before.map(|it| (it.hosts.clone(), it.protocols.clone())).unwrap_or_default();
-            let secret = Secret {
-                hosts: if hosts.is_empty() { old_hosts } else { hosts },
-                protocols: if protocols.is_empty() { old_protocols } else { protocols },
-                value,
-            };
-            say(&format!("`{name}` is for {}; devices that name it have it from their next poll on", purpose(&secret)));
-            kept.insert(name, secret);
-            secrets::write(&path, &kept)?;
+            return set(&path, name, Purpose { hosts, protocols, paths }, keep);
         }
         SecretsCommand::List { json: true } => {
             let listed = kept.iter().map(|(name, secret)| {
-                serde_json::json!({ "name": name, "hosts": secret.hosts, "protocols": secret.protocols })
+                serde_json::json!({
+                    "name": name, "hosts": secret.hosts, "protocols": secret.protocols, "paths": secret.paths,
+                })
             });
             say(&serde_json::to_string_pretty(&listed.collect::<Vec<_>>())?);
         }
@@ -126,8 +113,58 @@ pub fn run(command: SecretsCommand, state_dir: &Path) -> anyhow::Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
+/// What a secret is for, as far as it was typed.
+struct Purpose {
+    hosts: Vec<BoundHost>,
+    protocols: Vec<Protocol>,
+    paths: Vec<WebPath>,
+}
+
+fn set(path: &Path, name: SecretName, typed: Purpose, keep: bool) -> anyhow::Result<ExitCode> {
+    let before = secrets::read(path)?.remove(&name);
+    let missing = match &before {
+        Some(_) => None,
+        None if keep => Some("there is no such secret yet, so it has no value to keep: leave out --keep"),
+        None if typed.hosts.is_empty() => Some("what is it for? Add --host HOST"),
+        None if typed.protocols.is_empty() => Some("what is it for? Add --protocol PROTOCOL"),
+        None => None,
+    };
+    if let Some(why) = missing {
+        complain(why);
+        return Ok(ExitCode::from(USAGE));
+    }
+    let value = match &before {
+        Some(before) if keep => before.value.clone(),
+        Some(_) | None => {
+            let typed = prompt::secret("Secret (not shown): ", VALUE_BYTES_MAX)?;
+            Zeroizing::new(typed.expose_secret().trim_end_matches(['\r', '\n']).to_owned())
+        }
+    };
+    if value.is_empty() {
+        complain("nothing was given, so nothing was changed");
+        return Ok(ExitCode::FAILURE);
+    }
+    let (hosts, protocols, paths) =
+        before.map(|before| (before.hosts, before.protocols, before.paths)).unwrap_or_default();
+    let secret = Secret {
+        hosts: if typed.hosts.is_empty() { hosts } else { typed.hosts },
+        protocols: if typed.protocols.is_empty() { protocols } else { typed.protocols },
+        paths: if typed.paths.is_empty() { paths } else { typed.paths },
+        value,
+    };
+    let said = format!("`{name}` is for {}; devices that name it have it from their next poll on", purpose(&secret));
+    // Somebody may have kept another one while this one was typed.
+    let mut kept = secrets::read(path)?;
+    kept.insert(name, secret);
+    secrets::write(path, &kept)?;
+    say(&said);
+    Ok(ExitCode::SUCCESS)
+}
+
 fn purpose(secret: &Secret) -> String {
     let hosts: Vec<String> = secret.hosts.iter().map(ToString::to_string).collect();
     let protocols: Vec<&str> = secret.protocols.iter().map(|protocol| protocol.as_str()).collect();
-    format!("{} by {}", hosts.join(", "), protocols.join(", "))
+    let paths: Vec<String> = secret.paths.iter().map(ToString::to_string).collect();
+    let paths = if paths.is_empty() { String::new() } else { format!(", also for {}", paths.join(", ")) };
+    format!("{} by {}{paths}", hosts.join(", "), protocols.join(", "))
 }

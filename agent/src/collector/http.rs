@@ -99,7 +99,7 @@ fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
         auth: options.auth,
         tls: &options.tls,
     };
-    let client = ask.client(&path, context)?;
+    let client = ask.written(&path, context)?;
     let policy = context.gate.policy();
     policy
         .permits_method(options.method)
@@ -140,6 +140,14 @@ impl Ask<'_> {
         let credentials = credentials.map_err(|(key, reason)| at(&key, reason))?;
         let trust = Trust::parse(self.tls).map_err(|reason| at("tls", reason))?;
         Ok(Client::new(target, headers, credentials, trust))
+    }
+
+    /// The same for a URL that says what is asked for, and not only whom.
+    pub(super) fn written(self, path: &str, context: &Context) -> Result<Client, Problem> {
+        let client = self.client(path, context)?;
+        let permitted = context.gate.policy().permits_web_path(&client.target().asked());
+        permitted.map_err(|refusal| options::problem(&format!("{path}.url"), refusal.to_string()))?;
+        Ok(client)
     }
 }
 
@@ -283,7 +291,10 @@ impl Http {
 
     fn take(&self, due: &[usize], found: Result<Vec<Values>, Failure>, readings: &mut Readings) {
         match found {
-            Err(failure) => due.iter().for_each(|metric| readings.missing(*metric, failure.clone())),
+            Err(failure) => {
+                readings.device_failed();
+                due.iter().for_each(|metric| readings.missing(*metric, failure.clone()));
+            }
             Ok(found) => {
                 for (metric, found) in due.iter().copied().zip(found) {
                     match found {

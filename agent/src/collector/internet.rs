@@ -86,7 +86,7 @@ fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
             auth: None,
             tls: &tls,
         };
-        public = Some(PublicAddress { client: ask.client(&at, context)?, last: None, changes: 0 });
+        public = Some(PublicAddress { client: ask.written(&at, context)?, last: None, changes: 0 });
         metrics.push(metric.clone());
     }
     let gate = Arc::clone(&context.gate);

@@ -80,7 +80,7 @@ fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
         auth: options.auth,
         tls: &options.tls,
     };
-    let client = ask.client(&path, context)?;
+    let client = ask.written(&path, context)?;
     let mut metrics = whole(device);
     metrics[SCRAPE].name = "scrape".into();
     metrics.extend(whole(device));
@@ -139,6 +139,7 @@ impl Prometheus {
                 return Err(failure);
             }
             scraped = 0;
+            readings.device_failed();
             if due.contains(&SCRAPE) {
                 readings.missing(SCRAPE, failure);
             }

@@ -50,7 +50,9 @@ pub(crate) fn problem(device: &str) -> String {
 pub(crate) fn keyring(name: &str, value: &str, host: &str) -> (tempfile::TempDir, Keyring) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(FILE_NAME);
-    let text = format!("[{name}]\nhosts = [{host:?}]\nprotocols = [\"http\"]\nvalue = {value:?}\n");
+    let text = format!(
+        "[{name}]\nhosts = [{host:?}]\nprotocols = [\"http\"]\npaths = [\"/\", \"/rpc?\"]\nvalue = {value:?}\n"
+    );
     std::fs::write(&path, text).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
     (dir, Keyring::of([path]))

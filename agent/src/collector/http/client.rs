@@ -50,7 +50,7 @@ pub(crate) struct Client {
 pub(crate) struct Question {
     /// How it is asked.
     pub(crate) method: Method,
-    /// Path and query, where they are not the URL's.
+    /// Path and query, where they stand in this program and are not what a configuration has written.
     pub(crate) path: Option<String>,
     /// What it wants.
     pub(crate) accept: &'static str,
@@ -168,10 +168,7 @@ impl Client {
 
     fn request(&mut self, question: &Question) -> Result<Request<Full<Bytes>>, Failure> {
         let url = &self.target.url;
-        let path = question.path.clone().unwrap_or_else(|| {
-            let query = url.query().map_or_else(String::new, |query| format!("?{query}"));
-            format!("{}{query}", url.path())
-        });
+        let path = question.path.clone().unwrap_or_else(|| self.target.asked());
         let host = url.host_str().unwrap_or_default();
         let host = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
         let mut request = Request::builder()
@@ -186,7 +183,8 @@ impl Client {
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.extend(self.headers.clone());
         headers.extend(question.headers.clone());
-        headers.extend(self.credentials.headers(&self.target, question.method, &path)?);
+        let is_written = question.path.is_none();
+        headers.extend(self.credentials.headers(&self.target, question.method, &path, is_written)?);
         Ok(request)
     }
 

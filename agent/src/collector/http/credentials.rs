@@ -133,10 +133,20 @@ impl Credentials {
         self.challenge = None;
     }
 
-    /// The headers of one request to this host.
-    pub(crate) fn headers(&mut self, target: &Target, method: Method, path: &str) -> Result<HeaderMap, Failure> {
+    /// The headers of one request to this host; `is_written` where a configuration has written its path.
+    pub(crate) fn headers(
+        &mut self,
+        target: &Target,
+        method: Method,
+        path: &str,
+        is_written: bool,
+    ) -> Result<HeaderMap, Failure> {
         let mut headers = HeaderMap::new();
-        let give = |name: &SecretName| self.keyring.give(name, Protocol::Http, &target.host, target.port);
+        let (host, port) = (target.host.as_str(), target.port);
+        let give = |name: &SecretName| match is_written {
+            true => self.keyring.give_for(name, host, port, path),
+            false => self.keyring.give(name, Protocol::Http, host, port),
+        };
         let mut insert = |header: HeaderName, name: &SecretName, text: Zeroizing<String>| {
             let unfit = |_| Failure::new(Reason::Unsupported, format!("secret `{name}` does not fit into a header"));
             let mut value = HeaderValue::from_str(&text).map_err(unfit)?;
@@ -219,7 +229,7 @@ mod tests {
         let auth = (!auth.is_empty()).then(|| toml::from_str(auth).expect("TOML"));
         let credentials = Credentials::parse(&keyring, auth, read(headers));
         let mut credentials = credentials.map_err(|(key, reason)| format!("{key}: {reason}"))?;
-        let headers = credentials.headers(&Target::parse(url)?, Method::Get, "/");
+        let headers = credentials.headers(&Target::parse(url)?, Method::Get, "/", false);
         let headers = headers.map_err(|failure| failure.to_string())?;
         assert!(headers.values().all(HeaderValue::is_sensitive));
         let text = |(name, value): (&HeaderName, &HeaderValue)| (name.to_string(), value.to_str().unwrap().to_owned());

@@ -79,6 +79,12 @@ impl Target {
         Ok(Self { url, host, port })
     }
 
+    /// Path and query, as a request has them.
+    pub(crate) fn asked(&self) -> String {
+        let query = self.url.query().map_or_else(String::new, |query| format!("?{query}"));
+        format!("{}{query}", self.url.path())
+    }
+
     /// Whether it goes through TLS.
     pub(crate) fn is_https(&self) -> bool {
         self.url.scheme() == "https"
