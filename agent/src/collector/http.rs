@@ -243,8 +243,10 @@ struct Http {
 }
 
 /// How far a request came.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Seen {
+    /// Whether the host was looked up: once a poll, however many requests it has.
+    is_resolved: bool,
     lookup_seconds: f64,
     used: Option<SocketAddr>,
     status: u16,
@@ -339,12 +341,15 @@ async fn aside<T: Send + 'static>(
 }
 
 impl Seen {
-    /// Asks, at addresses that the gate gives for it, and notes how far that comes.
+    /// Asks, at addresses that the gate gives for the poll, and notes how far that comes.
     async fn ask(&mut self, client: &mut Client, gate: &Gate, question: &Question) -> Result<Answer, Failure> {
-        *self = Self::default();
-        let watch = Stopwatch::start();
-        client.resolve(gate).await?;
-        self.lookup_seconds = watch.seconds();
+        let Self { is_resolved, lookup_seconds, .. } = *self;
+        *self = Self { is_resolved, lookup_seconds, ..Self::default() };
+        if !is_resolved {
+            let watch = Stopwatch::start();
+            client.resolve(gate).await?;
+            *self = Self { is_resolved: true, lookup_seconds: watch.seconds(), ..Self::default() };
+        }
         let answer = client.ask(question).await?;
         self.used = answer.from();
         self.status = answer.status();
