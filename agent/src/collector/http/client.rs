@@ -93,6 +93,11 @@ impl Client {
         self.target.is_https()
     }
 
+    /// Whether its requests carry something secret.
+    pub(crate) fn has_credentials(&self) -> bool {
+        !self.credentials.is_empty()
+    }
+
     /// Asks the gate for the device's addresses: what follows goes to these only.
     pub(crate) async fn resolve(&mut self, gate: &Gate) -> Result<Vec<SocketAddr>, Failure> {
         let addresses = gate.resolve(Protocol::Http, &self.target.host, self.target.port).await?;

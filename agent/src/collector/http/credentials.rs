@@ -105,6 +105,11 @@ impl Credentials {
         Ok(Self { keyring: Arc::clone(keyring), auth, headers: parsed, challenge: None })
     }
 
+    /// Whether there is nothing to show.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.auth.is_none() && self.headers.is_empty()
+    }
+
     /// Whether a password answers challenges and is never sent.
     pub(crate) fn is_digest(&self) -> bool {
         matches!(&self.auth, Some(Auth { scheme: Some(Scheme::Digest), .. }))

@@ -8,20 +8,27 @@
 //! ```toml
 //! about = "A plug"                       # for people
 //! for = "firmware 1.0 to 1.7"            # what it was written for
+//! wants = "a user: auth = …"             # said to who is not let in
+//! base = true                            # a server may have it behind a path of its own: the URL may name one
+//! larger = "use …"                       # said where an answer is more than is read
+//! kinds = ["sensor", "switch"]           # what the `entities` may be: `sensor/NAME`
 //! [login]                                # where a password opens a session: see `asking`
 //! [[request]]
-//! path = "/status/{entity}"              # `{entity}`: once for each of the device's `entities`, answers in one list
+//! path = "/{entity}"                     # `{entity}`: once for each of the device's `entities`, answers in one list
 //! soap = "urn:service:1#GetInfo"         # instead of a GET: that action, without arguments; the answer's leaves
 //! ubus = "system info"                   # or that method of OpenWrt's bus, without arguments
-//! optional = true                        # a device that has none of this answers with an error
+//! optional = true                        # a device may have none of this, and says so; that it failed is no such word
 //! is = ["$.sys.mac"]                     # without these it is another kind of device
+//! otherwise = "switch on …"              # or this was not done
 //! [[request.nodes]]
 //! at = "$.meters[*]"                     # all that these paths find; left out, the answer itself
 //! starts = { "$.id" = "sensor." }        # of these, only those whose text begins so
-//! labels = { meter = "meter:{key}", name = "$.name" }   # `{key}`: what varies on the way; or a text beside the number
+//! labels = { meter = "meter:{key}", name = "$.name" }   # `{key}`: what varies on the way; or a text beside the number,
+//!                                        # also `{ at = "$.id", after = "sensor-" }`: what comes after these letters
 //! metrics = [
 //!   { name = "plug_power_watts", value = "$.power", unit = "watts" },
 //!   { name = "plug_energy_joules_total", value = "$.total", kind = "counter", unit = "joules", scale = 60.0 },
+//!   { name = "plug_temperature_celsius", value = "$.fahrenheit", unit = "celsius", offset = -32.0, scale = 0.5556 },
 //!   { name = "plug_on", value = "$.state", words = { ON = 1, OFF = 0 }, other = 0 },
 //!   { name = "plug_timers", count = "$.timers[*]" },
 //!   { name = "plug_info", fixed = 1.0, labels = { mac = "$.mac" } },
@@ -68,6 +75,10 @@ const ALL: [(&str, &str); 16] = [
 pub(super) struct Profile {
     name: &'static str,
     about: String,
+    wants: String,
+    has_base: bool,
+    larger: Option<String>,
+    kinds: Vec<String>,
     login: Option<Login>,
     requests: Vec<Request>,
 }
@@ -78,6 +89,12 @@ struct ProfileFile {
     about: String,
     #[serde(rename = "for")]
     _written_for: String,
+    wants: String,
+    #[serde(default)]
+    base: bool,
+    larger: Option<String>,
+    #[serde(default)]
+    kinds: Vec<String>,
     login: Option<LoginFile>,
     request: Vec<RequestFile>,
 }
@@ -91,6 +108,8 @@ enum Login {
         session: Path,
         /// In which header it goes.
         header: String,
+        /// Said to whom a device has no session left for.
+        full: String,
     },
     /// By a user's `session login` on the bus; every call then has it.
     Ubus { path: String },
@@ -99,7 +118,7 @@ enum Login {
 #[derive(Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
 enum LoginFile {
-    Password { path: String, session: String, header: String },
+    Password { path: String, session: String, header: String, full: String },
     Ubus { ubus: String },
 }
 
@@ -110,6 +129,7 @@ struct Request {
     ubus: Option<String>,
     is_optional: bool,
     is: Vec<(String, Path)>,
+    otherwise: Option<String>,
     nodes: Vec<Nodes>,
 }
 
@@ -123,6 +143,7 @@ struct RequestFile {
     optional: bool,
     #[serde(default)]
     is: Vec<String>,
+    otherwise: Option<String>,
     nodes: Vec<NodesFile>,
 }
 
@@ -142,7 +163,7 @@ struct NodesFile {
     #[serde(default)]
     starts: BTreeMap<String, String>,
     #[serde(default)]
-    labels: BTreeMap<String, String>,
+    labels: BTreeMap<String, LabelFile>,
     metrics: Vec<MeasureFile>,
 }
 
@@ -155,6 +176,8 @@ struct Measure {
     name: String,
     kind: Kind,
     unit: String,
+    /// Added before `scale` is multiplied.
+    offset: f64,
     scale: f64,
     source: Source,
     words: BTreeMap<String, f64>,
@@ -173,13 +196,15 @@ struct MeasureFile {
     kind: KindFile,
     #[serde(default)]
     unit: String,
+    #[serde(default)]
+    offset: f64,
     #[serde(default = "unscaled")]
     scale: f64,
     #[serde(default)]
     words: BTreeMap<String, f64>,
     other: Option<f64>,
     #[serde(default)]
-    labels: BTreeMap<String, String>,
+    labels: BTreeMap<String, LabelFile>,
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
@@ -203,9 +228,17 @@ enum Source {
 }
 
 enum Label {
-    At(Path),
+    /// The text that stands there, without these letters before it.
+    At(Path, String),
     /// With what varies on the way to the place for `{key}`, and the last piece of that for `{last}`.
     Text(String),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
+enum LabelFile {
+    Text(String),
+    After { at: String, after: String },
 }
 
 impl Profile {
@@ -223,13 +256,14 @@ impl Profile {
     fn parse(name: &'static str, text: &str) -> Result<Self, String> {
         let file: ProfileFile = toml::from_str(text).map_err(|error| error.to_string())?;
         let login = file.login.map(|login| match login {
-            LoginFile::Password { path, session, header } => {
-                Path::parse(&session).map(|session| Login::Password { path, session, header })
+            LoginFile::Password { path, session, header, full } => {
+                Path::parse(&session).map(|session| Login::Password { path, session, header, full })
             }
             LoginFile::Ubus { ubus: path } => Ok(Login::Ubus { path }),
         });
         let requests = file.request.into_iter().map(Request::parse).collect::<Result<_, _>>()?;
-        Ok(Self { name, about: file.about, login: login.transpose()?, requests })
+        let ProfileFile { about, wants, base: has_base, larger, kinds, .. } = file;
+        Ok(Self { name, about, wants, has_base, larger, kinds, login: login.transpose()?, requests })
     }
 
     /// Whether it asks by POST though nobody logs in.
@@ -253,6 +287,7 @@ impl Request {
             soap: file.soap,
             ubus: file.ubus,
             is_optional: file.optional,
+            otherwise: file.otherwise,
         })
     }
 
@@ -260,13 +295,19 @@ impl Request {
         self.path.contains("{entity}")
     }
 
-    /// Reads an answer as it came; the error says why it is none of such a device.
-    fn document(&self, body: &[u8]) -> Result<Value, String> {
-        let document = if self.soap.is_some() { soap::read_answer(body)? } else { super::read_document(body)? };
-        let document = if self.ubus.is_some() { ubus::data(document)? } else { document };
+    /// Reads an answer as it came; the error says why it is none of such a device, and what to do.
+    fn document(&self, body: &[u8], about: &str) -> Result<Value, String> {
+        let read = || {
+            let document = if self.soap.is_some() { soap::read_answer(body)? } else { super::read_document(body)? };
+            if self.ubus.is_some() { ubus::data(document) } else { Ok(document) }
+        };
+        let document = read().map_err(|why: String| format!("{why}: is it {about}?"))?;
         match self.is.iter().find(|(_, path)| path.first(&document).is_none_or(Value::is_null)) {
             None => Ok(document),
-            Some((text, _)) => Err(format!("there is no {text} in the answer")),
+            Some((text, _)) => Err(match &self.otherwise {
+                Some(otherwise) => format!("there is no {text}: {otherwise}"),
+                None => format!("there is no {text} in the answer: is it {about}?"),
+            }),
         }
     }
 
@@ -312,7 +353,7 @@ impl Nodes {
                     .collect();
                 let found: Vec<(&str, &str)> = found.iter().map(|(name, text)| (*name, text.as_str())).collect();
                 let family = Family { name: &measure.name, kind: measure.kind, unit: &measure.unit };
-                readings.sample(metric, family, &found, value * measure.scale);
+                readings.sample(metric, family, &found, (value + measure.offset) * measure.scale);
             }
         }
         Ok(())
@@ -333,8 +374,8 @@ impl Measure {
             KindFile::Info => Kind::Info,
         };
         let labels = labels(file.labels)?;
-        let (name, unit, scale, words, other) = (file.name, file.unit, file.scale, file.words, file.other);
-        Ok(Self { name, kind, unit, scale, source, words, other, labels })
+        let MeasureFile { name, unit, offset, scale, words, other, .. } = file;
+        Ok(Self { name, kind, unit, offset, scale, source, words, other, labels })
     }
 
     /// The number, where there is one.
@@ -355,8 +396,12 @@ impl Measure {
 }
 
 impl Label {
-    fn parse(text: String) -> Result<Self, String> {
-        if text.starts_with('$') { Ok(Self::At(Path::parse(&text)?)) } else { Ok(Self::Text(text)) }
+    fn parse(file: LabelFile) -> Result<Self, String> {
+        match file {
+            LabelFile::Text(text) if text.starts_with('$') => Ok(Self::At(Path::parse(&text)?, String::new())),
+            LabelFile::Text(text) => Ok(Self::Text(text)),
+            LabelFile::After { at, after } => Ok(Self::At(Path::parse(&at)?, after)),
+        }
     }
 
     /// Its text; a label without one is left out.
@@ -365,8 +410,8 @@ impl Label {
             Self::Text(text) => {
                 text.replace("{key}", key).replace("{last}", key.rsplit('/').next().unwrap_or_default())
             }
-            Self::At(path) => match path.first(node)? {
-                Value::String(text) => text.clone(),
+            Self::At(path, before) => match path.first(node)? {
+                Value::String(text) => text.strip_prefix(before.as_str()).unwrap_or(text).to_owned(),
                 Value::Number(number) => number.to_string(),
                 Value::Bool(state) => state.to_string(),
                 Value::Null | Value::Array(_) | Value::Object(_) => return None,
@@ -378,6 +423,6 @@ impl Label {
     }
 }
 
-fn labels(table: BTreeMap<String, String>) -> Result<Vec<(String, Label)>, String> {
-    table.into_iter().map(|(name, text)| Ok((name, Label::parse(text)?))).collect()
+fn labels(table: BTreeMap<String, LabelFile>) -> Result<Vec<(String, Label)>, String> {
+    table.into_iter().map(|(name, file)| Ok((name, Label::parse(file)?))).collect()
 }

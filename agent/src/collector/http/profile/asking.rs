@@ -3,6 +3,9 @@
 //! Two metrics: `profile` is all that the profile reads, or a gap with the reason, which names profile and request;
 //! `probe` tells how it went, as for a single request. A device that only opens sessions (`[login]`) is sent the password
 //! once, and then what it gave for it, until it wants no more of it; a device without a password is just asked.
+//!
+//! What is `optional` is left out only where the device says that it has none of it, and never again once it had some:
+//! a failure must not look like something that was not due.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +17,7 @@ use satellite_shared::gap::Reason;
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 
+use super::soap::Fault;
 use super::ubus::{self, Said};
 use super::{Login, Profile, Request, soap};
 use crate::collector::http::client::{Answer, Client, Question};
@@ -73,11 +77,11 @@ pub(in crate::collector::http) fn build(
     }
     let client = Ask { url: &url, headers: &headers, secret_headers, auth, tls: &tls }.client(&path, context)?;
     let base = &client.target().url;
-    if base.query().is_some() {
-        return Err(at("url", "a profile has its own paths: write http://host or http://host/prefix".into()));
+    let prefix = base.path().trim_end_matches('/').to_owned();
+    if base.query().is_some() || !(prefix.is_empty() || profile.has_base) {
+        return Err(at("url", format!("`{name}` has its own paths: write http://host or http://host:port")));
     }
-    let plans = plans(&profile, base.path().trim_end_matches('/'), entities);
-    let plans = plans.map_err(|reason| at("entities", reason))?;
+    let plans = plans(&profile, &prefix, entities).map_err(|reason| at("entities", reason))?;
     let mut metrics = whole(device);
     metrics[PROFILE].name = "profile".into();
     metrics.extend(whole(device));
@@ -86,10 +90,12 @@ pub(in crate::collector::http) fn build(
         gate: Arc::clone(&context.gate),
         keyring: Arc::clone(&context.keyring),
         client,
-        prefix: plans.0,
-        plans: plans.1,
+        prefix,
+        answered: vec![false; plans.len()],
+        plans,
         keys,
         session: None,
+        session_is_good: false,
         profile: Arc::new(profile),
         limit: probe::limit(device.timeout),
     };
@@ -97,7 +103,7 @@ pub(in crate::collector::http) fn build(
 }
 
 /// What each request of a profile asks for this device, behind what its URL has before all paths.
-fn plans(profile: &Profile, prefix: &str, entities: Option<Vec<String>>) -> Result<(String, Vec<Vec<String>>), String> {
+fn plans(profile: &Profile, prefix: &str, entities: Option<Vec<String>>) -> Result<Vec<Vec<String>>, String> {
     let entities = match (profile.has_entities(), entities) {
         (false, None) => Vec::new(),
         (false, Some(_)) => return Err(format!("`{}` asks for all there is: remove it", profile.name)),
@@ -105,23 +111,26 @@ fn plans(profile: &Profile, prefix: &str, entities: Option<Vec<String>>) -> Resu
         (true, Some(entities)) if entities.is_empty() || entities.len() > ENTITIES_MAX => {
             return Err(format!("{} of them: write 1 to {ENTITIES_MAX}", entities.len()));
         }
-        (true, Some(entities)) => entities.iter().map(|entity| encoded(entity)).collect::<Result<_, _>>()?,
+        (true, Some(entities)) => {
+            entities.iter().map(|entity| encoded(entity, &profile.kinds)).collect::<Result<_, _>>()?
+        }
     };
     let plan = |request: &Request| match request.is_for_entities() {
         true => entities.iter().map(|entity| format!("{prefix}{}", request.path.replace("{entity}", entity))).collect(),
         false => vec![format!("{prefix}{}", request.path)],
     };
-    Ok((prefix.to_owned(), profile.requests.iter().map(plan).collect()))
+    Ok(profile.requests.iter().map(plan).collect())
 }
 
 const ENTITY_FORM: &str = "entities = [\"sensor/outdoor_temperature\", \"binary_sensor/door\"]";
 
 /// An entity as it stands in a path: kind and name, nothing behind them that could do more than read.
-fn encoded(entity: &str) -> Result<String, String> {
-    let parts: Vec<&str> = entity.split('/').collect();
-    let fits = |part: &&str| !matches!(*part, "" | "." | "..") && !part.contains(|c: char| c.is_control());
-    if parts.len() != 2 || !parts.iter().all(fits) || entity.len() > ENTITY_BYTES_MAX {
-        return Err(format!("{entity:.80?} is no kind and name: {ENTITY_FORM}"));
+fn encoded(entity: &str, kinds: &[String]) -> Result<String, String> {
+    let fits = |name: &str| !matches!(name, "" | "." | "..") && !name.contains(|c: char| c == '/' || c.is_control());
+    let is_read = |(kind, name): (&str, &str)| kinds.iter().any(|known| known == kind) && fits(name);
+    if !entity.split_once('/').is_some_and(is_read) || entity.len() > ENTITY_BYTES_MAX {
+        let entity: String = entity.chars().take(80).collect();
+        return Err(format!("{entity:?} is no {} with a name: {ENTITY_FORM}", kinds.join(", ")));
     }
     let byte = |byte: u8| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => char::from(byte).to_string(),
@@ -139,17 +148,29 @@ struct Profiled {
     prefix: String,
     /// The paths of each request.
     plans: Vec<Vec<String>>,
+    /// Which requests the device has answered once: it has what they ask for.
+    answered: Vec<bool>,
     /// What opens a session: a user, where there are several, and the name of the password.
     keys: Option<(String, SecretName)>,
     /// The one that is open.
     session: Option<HeaderValue>,
+    /// Whether it was let in within this poll: what is denied then is denied to its user.
+    session_is_good: bool,
     limit: Duration,
+}
+
+/// What one request came to.
+enum Fetched {
+    Body(Vec<u8>),
+    /// The device says that it has none of this.
+    Absent(Failure),
 }
 
 impl Profiled {
     async fn probe(&mut self, due: &[usize], readings: &mut Readings) -> Result<(), Failure> {
         let watch = Stopwatch::start();
         let mut seen = Seen::default();
+        self.session_is_good = false;
         let limit = self.limit;
         let mut found = readings.sibling();
         let outcome = probe::within(limit, self.read_all(&mut seen, watch, &mut found)).await;
@@ -180,8 +201,21 @@ impl Profiled {
             let request = &Arc::clone(&self.profile).requests[at];
             let mut bodies = Vec::with_capacity(paths.len());
             for path in paths {
-                let body = self.fetch(seen, request, path).await.map_err(|failure| self.explained(failure, path))?;
-                let Some(body) = body else { continue };
+                let before = seen.clone();
+                let fetched = self.fetch(seen, request, path).await;
+                let body = match fetched.map_err(|failure| self.explained(failure, path))? {
+                    Fetched::Body(body) => body,
+                    Fetched::Absent(_) if request.is_optional && !self.answered[at] => {
+                        *seen = before;
+                        continue;
+                    }
+                    Fetched::Absent(Failure { reason, detail }) if request.is_optional => {
+                        let why = format!("{detail}, though it has answered before");
+                        return Err(self.explained(Failure::new(reason, why), path));
+                    }
+                    Fetched::Absent(failure) => return Err(self.explained(failure, path)),
+                };
+                self.answered[at] = true;
                 bytes += body.len();
                 if bytes > POLL_BYTES_MAX {
                     let detail = format!("answers of more than {POLL_BYTES_MAX} bytes together");
@@ -219,10 +253,7 @@ impl Profiled {
             let path = bodies.first().map_or(String::new(), |(path, _)| path.clone());
             let mut documents = Vec::with_capacity(bodies.len());
             for (path, body) in bodies {
-                documents.push(request.document(&body).map_err(|why| {
-                    let why = format!("{why}: is it {}?", profile.about);
-                    bad(&path, why)
-                })?);
+                documents.push(request.document(&body, &profile.about).map_err(|why| bad(&path, why))?);
             }
             let document = if request.is_for_entities() {
                 Value::Array(documents)
@@ -242,11 +273,11 @@ impl Profiled {
         Ok(())
     }
 
-    /// One answer's body; none where a device has none of what is optional.
-    async fn fetch(&mut self, seen: &mut Seen, request: &Request, path: &str) -> Result<Option<Vec<u8>>, Failure> {
+    /// One answer's body, or that there is nothing to answer with.
+    async fn fetch(&mut self, seen: &mut Seen, request: &Request, path: &str) -> Result<Fetched, Failure> {
         let unfit = |why: String| Failure::new(Reason::Unsupported, why);
         if let Some(method) = &request.ubus {
-            return self.call(seen, request, method, path).await;
+            return self.call(seen, method, path).await;
         }
         let mut question = Question::new(Method::Get, ACCEPT);
         question.path = Some(path.to_owned());
@@ -255,25 +286,33 @@ impl Profiled {
             (question.headers, question.body) = soap::call(action).map_err(|error| unfit(error.to_string()))?;
         }
         let mut answer = self.ask(seen, &mut question).await?;
-        if request.is_optional && !matches!(answer.status(), 200..300 | 401 | 403 | 429) {
+        let refused = answer.check_status().err();
+        if let (Some(failure), 404 | 405 | 410 | 501) = (&refused, answer.status()) {
             self.client.keep(answer).await;
-            return Ok(None);
+            return Ok(Fetched::Absent(failure.clone()));
         }
-        answer.check_status()?;
+        let may_be_fault = request.soap.is_some() && answer.status() == 500;
+        if let (Some(failure), false) = (&refused, may_be_fault) {
+            return Err(failure.clone());
+        }
         answer.check_encoding()?;
         let body = answer.body(BODY_BYTES_MAX).await?;
         self.client.keep(answer).await;
-        Ok(Some(body))
+        let Some(failure) = refused else { return Ok(Fetched::Body(body)) };
+        match Fault::read(&body) {
+            Some(fault) if fault.is_absence() => {
+                Ok(Fetched::Absent(Failure::new(Reason::BadAnswer, fault.to_string())))
+            }
+            Some(fault) if fault.is_refusal() => {
+                Err(Failure::new(Reason::Refused, format!("{fault}: it wants {}", self.profile.wants)))
+            }
+            Some(fault) => Err(Failure::new(Reason::Refused, fault.to_string())),
+            None => Err(failure),
+        }
     }
 
     /// One answer of OpenWrt's bus, which says within it that a session has ended.
-    async fn call(
-        &mut self,
-        seen: &mut Seen,
-        request: &Request,
-        method: &str,
-        path: &str,
-    ) -> Result<Option<Vec<u8>>, Failure> {
+    async fn call(&mut self, seen: &mut Seen, method: &str, path: &str) -> Result<Fetched, Failure> {
         loop {
             let had_session = self.session.is_some();
             let session = self.session(seen).await?.unwrap_or(HeaderValue::from_static(ubus::NOBODY));
@@ -282,15 +321,27 @@ impl Profiled {
             let said = read_document(&body).and_then(ubus::read);
             let other = |why: String| Failure::new(Reason::BadAnswer, format!("{why}: is it {}?", self.profile.about));
             match said.map_err(other)? {
-                Said::Data(_) => return Ok(Some(body)),
-                Said::Failed(_) if request.is_optional => return Ok(None),
-                Said::Failed(why) => return Err(Failure::new(Reason::BadAnswer, why)),
                 // Sessions end after five minutes without a call, or with the router.
-                Said::Denied if had_session => self.session = None,
-                Said::Denied if request.is_optional => return Ok(None),
+                Said::Denied if had_session && !self.session_is_good => {
+                    self.session = None;
+                    continue;
+                }
+                Said::Denied if self.keys.is_none() => {
+                    let why = format!("rpcd lets nobody call `{method}`: it wants {}", self.profile.wants);
+                    return Err(Failure::new(Reason::Refused, why));
+                }
                 Said::Denied => {
                     let why = format!("rpcd does not let this user call `{method}`: see its access lists");
                     return Err(Failure::new(Reason::Refused, why));
+                }
+                Said::Failed(why) => return Err(Failure::new(Reason::BadAnswer, why)),
+                Said::Absent(why) => {
+                    self.session_is_good = true;
+                    return Ok(Fetched::Absent(Failure::new(Reason::BadAnswer, why)));
+                }
+                Said::Data(_) => {
+                    self.session_is_good = true;
+                    return Ok(Fetched::Body(body));
                 }
             }
         }
@@ -372,7 +423,12 @@ impl Profiled {
                 (path, ubus::call(ubus::NOBODY, "session login", &arguments))
             }
         };
-        let body = self.post(seen, &format!("{}{path}", self.prefix), question).await?;
+        let posted = self.post(seen, &format!("{}{path}", self.prefix), question).await;
+        let body = posted.map_err(|failure| match (login, failure.detail.as_str()) {
+            (Login::Password { .. }, "HTTP 401") => Failure::new(failure.reason, "HTTP 401: the password is wrong"),
+            (Login::Password { full, .. }, "HTTP 429") => Failure::new(failure.reason, format!("HTTP 429: {full}")),
+            _ => failure,
+        })?;
         let bad = |why: String| Failure::new(Reason::BadAnswer, why);
         let document = read_document(&body).map_err(bad)?;
         let session = match login {
@@ -380,7 +436,7 @@ impl Profiled {
             Login::Ubus { .. } => match ubus::read(document).map_err(bad)? {
                 Said::Data(data) => data["ubus_rpc_session"].as_str().map(str::to_owned),
                 Said::Denied => return Err(Failure::new(Reason::Refused, "user or password is wrong")),
-                Said::Failed(why) => return Err(bad(why)),
+                Said::Absent(why) | Said::Failed(why) => return Err(bad(why)),
             },
         };
         let session = session.filter(|text| (1..=SESSION_BYTES_MAX).contains(&text.len()));
@@ -393,8 +449,18 @@ impl Profiled {
         }
     }
 
+    /// Says with a failure whose it is, and what it wants of who is not let in.
     fn explained(&self, failure: Failure, path: &str) -> Failure {
-        explained(&self.profile, failure, path)
+        let has_shown = self.keys.is_some() || self.client.has_credentials();
+        let wants = &self.profile.wants;
+        let detail = match (failure.detail.as_str(), has_shown) {
+            ("HTTP 401" | "HTTP 403", false) => format!("{}: it wants {wants}", failure.detail),
+            ("HTTP 401" | "HTTP 403", true) => {
+                format!("{}: what it was shown is refused; it wants {wants}", failure.detail)
+            }
+            _ => failure.detail,
+        };
+        explained(&self.profile, Failure::new(failure.reason, detail), path)
     }
 }
 
@@ -405,7 +471,10 @@ fn explained(profile: &Profile, failure: Failure, path: &str) -> Failure {
     }
     let Failure { reason, detail } = failure;
     let (reason, hint) = match detail.as_str() {
-        "HTTP 404" | "HTTP 405" | "HTTP 501" => (Reason::BadAnswer, format!(": is it {}?", profile.about)),
+        "HTTP 404" | "HTTP 405" | "HTTP 410" | "HTTP 501" => (Reason::BadAnswer, format!(": is it {}?", profile.about)),
+        _ if detail.contains("more than") => {
+            (reason, profile.larger.as_ref().map_or_else(String::new, |larger| format!(": {larger}")))
+        }
         _ => (reason, String::new()),
     };
     Failure::new(reason, format!("profile `{}`, {path}: {detail}{hint}", profile.name))
@@ -470,6 +539,15 @@ mod tests {
         format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
     }
 
+    fn fault(code: &str, words: &str) -> String {
+        let body = format!(
+            "<?xml version=\"1.0\"?>\n<s:Envelope xmlns:s=\"x\"><s:Body><s:Fault><faultcode>s:Client</faultcode>\
+             <faultstring>UPnPError</faultstring><detail><UPnPError><errorCode>{code}</errorCode>\
+             <errorDescription>{words}</errorDescription></UPnPError></detail></s:Fault></s:Body></s:Envelope>"
+        );
+        answer("500 Internal Server Error", &body)
+    }
+
     /// What a device with these answers says to a request.
     fn said(answers: &BTreeMap<String, Value>, asked: &Asked) -> String {
         match answers.get(&asked.key) {
@@ -477,7 +555,7 @@ mod tests {
             Some(data) if asked.key.starts_with("POST /ubus") => {
                 answer("200 OK", &json!({ "jsonrpc": "2.0", "id": 1, "result": [0, data] }).to_string())
             }
-            None if asked.key.starts_with("POST") => answer("500 No", "<s:Envelope><s:Fault/></s:Envelope>"),
+            None if asked.key.starts_with("POST") => fault("401", "Invalid Action"),
             None => answer("404 Not Found", "nothing"),
             Some(texts) if asked.key.starts_with("POST") => {
                 let texts = texts.as_object().unwrap().iter();
@@ -517,7 +595,7 @@ mod tests {
         match profile {
             "esphome" => {
                 "entities = [\"sensor/outdoor_temperature\", \"sensor/Air Quality\", \"sensor/broken\", \
-                 \"sensor/boots\", \"binary_sensor/door\", \"switch/relay\"]"
+                 \"sensor/boots\", \"binary_sensor/door\", \"switch/relay\", \"number/threshold\", \"number/unset\"]"
             }
             _ => "",
         }
@@ -620,15 +698,190 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_url_with_a_path_is_before_all_paths() {
-        let peer = device(|asked| {
-            assert!(asked.key.starts_with("GET /pve/api2/json/"), "{}", asked.key);
-            answer("200 OK", "{\"data\": {\"version\": \"8\", \"release\": \"8\"}}")
+    async fn a_url_with_a_path_is_before_all_paths_of_what_may_have_one() {
+        let answers = fixture("sonarr");
+        let peer = device(move |asked| {
+            let key = asked.key.replacen("GET /tv/", "GET /", 1);
+            assert_ne!(key, asked.key);
+            said(&answers, &Asked { key, head: asked.head.clone(), body: asked.body.clone() })
         });
-        let text =
-            format!("collector = \"http\"\nprofile = \"proxmox\"\nurl = \"http://127.0.0.1:{}/pve/\"", peer.port);
+        let text = format!("collector = \"http\"\nprofile = \"sonarr\"\nurl = \"http://127.0.0.1:{}/tv/\"", peer.port);
         let polled = Stage::new(&text, &[peer.port]).unwrap().poll_all().await;
-        assert_eq!(polled.value("pve_version_info"), Some(1.0), "{:?}", polled.missing);
+        assert_eq!(polled.value("sonarr_system_status"), Some(1.0), "{:?}", polled.missing);
+    }
+
+    const OPTIONAL: &str = "POST /upnp/control/wlanconfig3 \"";
+
+    /// A Fritz!Box that answers as its fixture says, but for the last of what is optional.
+    fn fritzbox(say: impl Fn(usize) -> String + Send + 'static) -> Peer {
+        let (answers, count) = (fixture("fritzbox-tr064"), Mutex::new(0));
+        device(move |asked| {
+            if !asked.key.starts_with(OPTIONAL) {
+                return said(&answers, asked);
+            }
+            let mut count = count.lock().unwrap();
+            *count += 1;
+            say(*count)
+        })
+    }
+
+    fn associations(count: usize) -> String {
+        let leaf = format!("<NewTotalAssociations>{count}</NewTotalAssociations>");
+        answer("200 OK", &format!("<s:Envelope><s:Body><u:R>{leaf}</u:R></s:Body></s:Envelope>"))
+    }
+
+    #[tokio::test]
+    async fn what_a_device_says_it_has_not_is_left_out_and_the_probe_tells_of_what_answered() {
+        for absent in [
+            fault("401", "Invalid Action"),
+            fault("713", "Invalid array index"),
+            fault("820", "Internal error"),
+            answer("404 Not Found", "nothing"),
+            answer("405 Method Not Allowed", ""),
+            answer("410 Gone", ""),
+            answer("501 Not Implemented", ""),
+        ] {
+            let peer = fritzbox(move |_| absent.clone());
+            let polled = stage(peer.port, "fritzbox-tr064", "").poll_all().await;
+            assert!(polled.missing.is_empty(), "{:?}", polled.missing);
+            assert_eq!(polled.value("fritz_uptime_seconds_total"), Some(123_456.0));
+            let how = ["probe_success", "probe_http_status_code"].map(|name| polled.value(name));
+            assert_eq!(how, [Some(1.0), Some(200.0)]);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_failed_is_a_gap_and_not_left_out() {
+        for (failed, status, said) in [
+            (
+                fault("606", "Action not authorized"),
+                500.0,
+                "UPnP error 606: \"Action not authorized\": it wants a user",
+            ),
+            (fault("501", "Action failed"), 500.0, "wlanconfig3: UPnP error 501: \"Action failed\""),
+            (answer("500 Internal Server Error", "busy"), 500.0, "wlanconfig3: HTTP 500"),
+            (answer("503 Service Unavailable", ""), 503.0, "wlanconfig3: HTTP 503"),
+            (answer("302 Found", ""), 302.0, "redirects are not followed"),
+        ] {
+            let peer = fritzbox(move |_| failed.clone());
+            let polled = stage(peer.port, "fritzbox-tr064", "").poll_all().await;
+            assert_eq!((listed(&polled).as_str(), polled.missing.len()), ("", 1));
+            assert!(polled.missing[0].1.detail.contains(said), "{}", polled.missing[0].1);
+            let how = ["probe_success", "probe_http_status_code"].map(|name| polled.value(name));
+            assert_eq!(how, [Some(0.0), Some(status)]);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_answered_once_and_is_gone_is_a_gap() {
+        let peer = fritzbox(|count| if count == 2 { associations(3) } else { fault("401", "Invalid Action") });
+        let mut stage = stage(peer.port, "fritzbox-tr064", "");
+        assert!(stage.poll_all().await.missing.is_empty());
+        let third = ("wifi_index=3".to_owned(), 3.0);
+        assert!(stage.poll_all().await.labelled("fritz_wifi_associations_count").contains(&third));
+        let polled = stage.poll_all().await;
+        let failure = &polled.missing[0].1;
+        assert!(failure.detail.ends_with("\"Invalid Action\", though it has answered before"), "{failure}");
+        assert_eq!((listed(&polled).as_str(), polled.value("probe_success")), ("", Some(0.0)));
+    }
+
+    #[tokio::test]
+    async fn a_bus_leaves_out_what_it_has_not_and_tells_what_failed() {
+        let cases = [
+            ("{\"result\": [3]}", ""),
+            ("{\"result\": [5]}", ""),
+            ("{\"error\": {\"code\": -32000, \"message\": \"Object not found\"}}", ""),
+            ("{\"error\": {\"code\": -32601, \"message\": \"Method not found\"}}", ""),
+            ("{\"result\": [7]}", "/ubus: ubus answers status 7"),
+            ("{\"result\": [9]}", "/ubus: ubus answers status 9"),
+            ("{\"error\": {\"code\": -32603, \"message\": \"Internal\"}}", "ubus answers error -32603"),
+            ("{\"result\": [6]}", "rpcd lets nobody call `network.interface dump`: it wants a user of rpcd"),
+        ];
+        for (dump, expect) in cases {
+            let answers = fixture("openwrt");
+            let peer = device(move |asked| match asked.key.ends_with("network.interface dump") {
+                true => answer("200 OK", dump),
+                false => said(&answers, asked),
+            });
+            let polled = stage(peer.port, "openwrt", "").poll_all().await;
+            let told = polled.missing.first().map_or("", |(_, failure)| failure.detail.as_str());
+            assert!(told.is_empty() == expect.is_empty() && told.contains(expect), "{dump}: {told}");
+            assert_eq!(polled.value("node_load1").is_some(), expect.is_empty(), "{dump}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_is_not_let_in_is_told_what_the_device_wants() {
+        for (name, _) in ALL {
+            for (status, is_shown) in [("401 Unauthorized", false), ("403 Forbidden", true)] {
+                let peer = device(move |_| answer(status, ""));
+                let shown = if is_shown { "secret_headers = { X-Key = \"key\" }\n" } else { "" };
+                let text = format!(
+                    "collector = \"http\"\nprofile = \"{name}\"\nurl = \"http://127.0.0.1:{}\"\n{shown}{}",
+                    peer.port,
+                    entities(name)
+                );
+                let policy = format!("loopback_ports = [{}]\n{POSTING}", peer.port);
+                let (_dir, keyring) = stage::keyring("key", "sesame", "127.0.0.1");
+                let polled = Stage::with_secrets(&text, &policy, keyring).unwrap().poll_all().await;
+                let failure = &polled.missing[0].1;
+                let wants = Profile::find(name).unwrap().wants;
+                let said = if is_shown { "HTTP 403: what it was shown is refused; it" } else { "HTTP 401: it" };
+                assert!(failure.detail.ends_with(&format!("{said} wants {wants}")), "{failure}");
+                assert_eq!(failure.reason, Reason::Refused);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_that_sees_nothing_is_told_of_its_rights() {
+        let mut answers = fixture("proxmox");
+        let bare = json!({"data": [{"id": "node/pve1", "type": "node", "node": "pve1", "status": "online"}]});
+        answers.insert("GET /api2/json/cluster/resources".to_owned(), bare);
+        let peer = device(move |asked| said(&answers, asked));
+        let failure = stage(peer.port, "proxmox", "").poll_all().await.missing.remove(0).1;
+        let todo = "give the token the role PVEAuditor (Datacenter > Permissions > Add > API Token Permission, path /)";
+        assert!(failure.detail.ends_with(todo), "{failure}");
+    }
+
+    #[tokio::test]
+    async fn a_house_too_large_for_one_answer_is_told_the_other_way() {
+        let state = |at: usize| json!({"entity_id": format!("sensor.t{at}"), "state": "1", "attributes": {"unit_of_measurement": "°C"}});
+        let many = json!((0..1_200).map(state).collect::<Vec<_>>()).to_string();
+        for (body, what) in [(many, "matches 1200 times"), (" ".repeat(2 << 20), "a body of more than 1048576 bytes")] {
+            let peer = device(move |_| answer("200 OK", &body));
+            let failure = stage(peer.port, "home-assistant", "").poll_all().await.missing.remove(0).1;
+            assert!(failure.detail.contains(what), "{failure}");
+            assert!(failure.detail.ends_with(": read /api/prometheus by collector = \"prometheus\""), "{failure}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_poll_is_one_turn_and_one_look_up_however_many_requests_it_has() {
+        let answers = fixture("sonarr");
+        let peer = device(move |asked| said(&answers, asked));
+        let text = format!("collector = \"http\"\nprofile = \"sonarr\"\nurl = \"http://localhost:{}\"", peer.port);
+        let policy = format!("loopback_ports = [{}]\nrequests_per_second_max = 1", peer.port);
+        // Six turns of this pace would take longer than any is waited for.
+        let polled = Stage::with_policy(&text, &policy).unwrap().poll_all().await;
+        assert_eq!(polled.value("probe_success"), Some(1.0), "{:?}", polled.failure);
+    }
+
+    #[tokio::test]
+    async fn a_shellys_own_sensor_is_told_from_the_one_inside() {
+        let status = |tmp: &Value| json!({"mac": "AABBCCDDEEFF", "uptime": 5, "tmp": tmp, "temperature": 44.0});
+        for (tmp, expect) in [
+            (json!({"tC": 44.0, "tF": 111.2, "is_valid": true}), vec![("component=device".to_owned(), 44.0)]),
+            (
+                json!({"value": 21.5, "units": "C", "tC": 21.5, "tF": 70.7, "is_valid": true}),
+                vec![("component=device".to_owned(), 44.0), ("component=sensor".to_owned(), 21.5)],
+            ),
+        ] {
+            let body = status(&tmp).to_string();
+            let peer = device(move |_| answer("200 OK", &body));
+            let polled = stage(peer.port, "shelly-gen1", "").poll_all().await;
+            assert_eq!(polled.labelled("shelly_temperature_celsius"), expect);
+        }
     }
 
     /// A Pi-hole that wants a session, and what it was asked.
@@ -656,8 +909,8 @@ mod tests {
         (peer, log)
     }
 
-    /// A router whose sessions end after so many calls, and what it was asked.
-    fn openwrt(ends_after: usize) -> (Peer, Arc<Mutex<Vec<String>>>) {
+    /// A router whose sessions end after so many calls and whose user may not call one method, and what it was asked.
+    fn openwrt(ends_after: usize, denied: &'static str) -> (Peer, Arc<Mutex<Vec<String>>>) {
         let (answers, log) = (fixture("openwrt"), Arc::new(Mutex::new(Vec::new())));
         let (written, left) = (Arc::clone(&log), Mutex::new((0, 0)));
         let peer = device(move |asked| {
@@ -675,7 +928,8 @@ mod tests {
                     &json!({"result": [0, {"ubus_rpc_session": format!("s{session}")}]}).to_string(),
                 );
             }
-            if call["params"][0] != format!("s{session}") || *uses == 0 {
+            let is_denied = asked.key.ends_with(denied);
+            if call["params"][0] != format!("s{session}") || *uses == 0 || is_denied {
                 return answer("200 OK", "{\"error\": {\"code\": -32002, \"message\": \"Access denied\"}}");
             }
             *uses -= 1;
@@ -698,7 +952,7 @@ mod tests {
             let (dir, keyring) = stage::keyring("router", password, "127.0.0.1");
             (dir, Stage::with_secrets(&device(peer, user), &policy, keyring).unwrap())
         };
-        let (peer, log) = openwrt(6);
+        let (peer, log) = openwrt(4, "nothing");
         let (_dir, mut router) = stage(&peer, "satellite", "sesame");
         for _ in 0..2 {
             let polled = router.poll_all().await;
@@ -707,11 +961,8 @@ mod tests {
         let asked = log.lock().unwrap().join(", ");
         let (login, rest) = ("session login", ["network.device status", "network.interface dump"]);
         let all = [&["system board", "system info"][..], &rest].concat().join(", ");
-        // The session ends within the second poll, which opens another.
-        assert_eq!(
-            asked,
-            format!("{login}, {all}, system board, system info, {0}, {login}, {0}, {1}", rest[0], rest[1])
-        );
+        // The session has ended at the second poll, which opens another.
+        assert_eq!(asked, format!("{login}, {all}, system board, {login}, {all}"));
 
         for (user, password) in [("satellite", "wrong"), ("root", "sesame")] {
             let (_dir, mut router) = stage(&peer, user, password);
@@ -719,7 +970,15 @@ mod tests {
             assert!(failure.detail.contains("logging in: user or password is wrong"), "{failure}");
             assert_eq!(failure.reason, Reason::Refused);
         }
-        let (peer, _) = openwrt(0);
+        // What is denied within a good session is denied to its user: the session is kept.
+        let (peer, log) = openwrt(1_000, "network.interface dump");
+        let (_dir, mut router) = stage(&peer, "satellite", "sesame");
+        for _ in 0..3 {
+            let failure = router.poll_all().await.missing.remove(0).1;
+            assert!(failure.detail.contains("rpcd does not let this user call `network.interface dump`"), "{failure}");
+        }
+        assert_eq!(log.lock().unwrap().iter().filter(|asked| asked.as_str() == login).count(), 1);
+        let (peer, _) = openwrt(0, "nothing");
         let (_dir, mut router) = stage(&peer, "satellite", "sesame");
         let failure = router.poll_all().await.missing.remove(0).1;
         assert!(failure.detail.contains("rpcd does not let this user call `system board`"), "{failure}");
@@ -745,7 +1004,8 @@ mod tests {
 
         let (_dir, keyring) = stage::keyring("dns", "wrong", "127.0.0.1");
         let polled = Stage::with_secrets(&device, &policy, keyring).unwrap().poll_all().await;
-        assert!(polled.missing[0].1.detail.contains("logging in: HTTP 401"), "{}", polled.missing[0].1);
+        let failure = &polled.missing[0].1;
+        assert!(failure.detail.ends_with("logging in: HTTP 401: the password is wrong"), "{failure}");
         let (_dir, keyring) = stage::keyring("dns", "sesame", "other.lan");
         let polled = Stage::with_secrets(&device, &policy, keyring).unwrap().poll_all().await;
         assert!(polled.failure.unwrap().detail.contains("not for 127.0.0.1"), "the password stays");
@@ -755,6 +1015,12 @@ mod tests {
         let (_dir, keyring) = stage::keyring("dns", "sesame", "127.0.0.1");
         let polled = Stage::with_secrets(&device, &policy, keyring).unwrap().poll_all().await;
         assert!(polled.missing[0].1.detail.contains("HTTP 401"), "a session that is worth nothing ends the poll");
+        let peer = self::device(|_| answer("429 Too Many Requests", "{\"error\": {\"key\": \"api_seats_exceeded\"}}"));
+        let device = device.replace(&format!(":{}", self::port(&device)), &format!(":{}", peer.port));
+        let policy = format!("loopback_ports = [{}]\n{POSTING}", peer.port);
+        let (_dir, keyring) = stage::keyring("dns", "sesame", "127.0.0.1");
+        let failure = Stage::with_secrets(&device, &policy, keyring).unwrap().poll_all().await.missing.remove(0).1;
+        assert!(failure.detail.contains("logging in: HTTP 429: too many sessions are open"), "{failure}");
     }
 
     fn port(device: &str) -> &str {
@@ -777,7 +1043,11 @@ mod tests {
         check("profile = \"tasmota\"\nentities = [\"sensor/a\"]", "device.it.entities: `tasmota` asks for all");
         check("profile = \"esphome\"", "device.it.entities: `esphome` asks for each by its name");
         check("entities = [\"sensor/a\"]", "device.it.entities: only a profile");
-        for entity in ["sensor", "a/../b", "sensor/a/turn_on", "sensor/", "../a", "switch/a/b"] {
+        let read = "device.it.entities: \"light/hall\" is no sensor, binary_sensor, switch, number with a name";
+        check("profile = \"esphome\"\nentities = [\"light/hall\"]", read);
+        for entity in
+            ["sensor", "a/../b", "sensor/a/turn_on", "sensor/", "../a", "switch/a/b", "cover/a", "relay/turn_on"]
+        {
             check(&format!("profile = \"esphome\"\nentities = [\"{entity}\"]"), "device.it.entities: \"");
         }
         check("profile = \"esphome\"\nentities = []", "device.it.entities: 0 of them: write 1 to 32");
@@ -787,8 +1057,17 @@ mod tests {
             let said = stage::problem(&format!("collector = \"http\"\nurl = \"http://10.0.0.1/\"\n{profile}"));
             assert!(said.starts_with("device.it.profile: `") && said.ends_with(allow), "{said}");
         }
-        let query = stage::problem("collector = \"http\"\nurl = \"http://10.0.0.1/?a=b\"\nprofile = \"tasmota\"");
-        assert!(query.starts_with("device.it.url: a profile has its own paths"), "{query}");
+        for (profile, path) in [
+            ("tasmota", "?a=b"),
+            ("sonarr", "tv?a=b"),
+            ("tasmota", "cm"),
+            ("shelly-gen2", "rpc/Switch.Set"),
+            ("esphome", "switch"),
+        ] {
+            let text = format!("collector = \"http\"\nurl = \"http://10.0.0.1/{path}\"\nprofile = \"{profile}\"");
+            let said = stage::problem(&text);
+            assert!(said.starts_with("device.it.url: `") && said.contains("has its own paths"), "{path}: {said}");
+        }
     }
 
     #[test]
@@ -805,6 +1084,9 @@ mod tests {
 
     #[test]
     fn an_entity_is_one_piece_of_a_path_whatever_its_name() {
+        let kinds = ["sensor".to_owned()];
+        let encoded = |entity: &str| super::encoded(entity, &kinds);
         assert_eq!(encoded("sensor/Außen #1?x=%2f"), Ok("sensor/Au%C3%9Fen%20%231%3Fx%3D%252f".to_owned()));
+        assert!(encoded("sensors/a").is_err());
     }
 }

@@ -3,6 +3,8 @@
 //! An answer is read as a list of leaves. Deliberately absent: declarations of types and entities, which are what XML is
 //! attacked by.
 
+use std::fmt;
+
 use bytes::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue};
 use quick_xml::Reader;
@@ -11,6 +13,46 @@ use serde_json::{Map, Value};
 
 /// Texts of one answer; the longest has a few dozen.
 const LEAVES_MAX: usize = 1_000;
+/// What is told of a device's own words.
+const WORDS_CHARS_MAX: usize = 60;
+/// By what a device says that it has none of what was asked: no such action, no such index. A Fritz!Box gives its internal
+/// error for services that it lists and has no hardware for.
+const ABSENT: [&str; 3] = ["401", "713", "820"];
+const NOT_AUTHORIZED: &str = "606";
+
+/// What a device says instead of an answer, with status 500.
+#[derive(Debug, PartialEq)]
+pub(super) struct Fault {
+    code: String,
+    words: String,
+}
+
+impl Fault {
+    /// Reads one; none where it is something else that failed.
+    pub(super) fn read(body: &[u8]) -> Option<Self> {
+        let answer = read_answer(body).ok()?;
+        let text =
+            |name: &str| answer[name].as_str().map(|text| text.chars().take(WORDS_CHARS_MAX).collect::<String>());
+        let code = text("errorCode").filter(|code| code.parse::<u16>().is_ok())?;
+        Some(Self { code, words: text("errorDescription").unwrap_or_default() })
+    }
+
+    /// Whether the device says that it has none of this, and not that something went wrong.
+    pub(super) fn is_absence(&self) -> bool {
+        ABSENT.contains(&self.code.as_str())
+    }
+
+    /// Whether it is the user who may not.
+    pub(super) fn is_refusal(&self) -> bool {
+        self.code == NOT_AUTHORIZED
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "UPnP error {}: {:?}", self.code, self.words)
+    }
+}
 
 /// Headers and body of a call, by `SERVICE#ACTION`.
 pub(super) fn call(action: &str) -> Result<(HeaderMap, Bytes), InvalidHeaderValue> {
@@ -118,6 +160,32 @@ mod tests {
             assert!(told.contains(said), "{answer:.40}: {told}");
         }
         assert!(read_answer(b"<a>\xff</a>").unwrap_err().contains("not UTF-8"));
+    }
+
+    #[test]
+    fn a_fault_tells_what_is_not_there_from_what_failed() {
+        let fault = |code: &str, words: &str| {
+            let body = format!(
+                "<s:Envelope><s:Body><s:Fault><faultcode>s:Client</faultcode><faultstring>UPnPError</faultstring><detail>\
+                 <UPnPError xmlns=\"urn:schemas-upnp-org:control-1-0\"><errorCode>{code}</errorCode>\
+                 <errorDescription>{words}</errorDescription></UPnPError></detail></s:Fault></s:Body></s:Envelope>"
+            );
+            Fault::read(body.as_bytes())
+        };
+        let read = |code: &str| fault(code, "Some words").map(|fault| (fault.is_absence(), fault.is_refusal()));
+        for (code, expect) in [("401", (true, false)), ("713", (true, false)), ("820", (true, false))] {
+            assert_eq!(read(code), Some(expect), "{code}");
+        }
+        for (code, expect) in [("606", (false, true)), ("501", (false, false)), ("402", (false, false))] {
+            assert_eq!(read(code), Some(expect), "{code}");
+        }
+        for code in ["", "no", "-1", "99999"] {
+            assert_eq!(read(code), None, "{code}");
+        }
+        let told = fault("606", &format!("Action\nnot authorized{}", "!".repeat(900))).unwrap().to_string();
+        assert!(told.starts_with("UPnP error 606: \"Action\\nnot authorized!") && told.len() < 100, "{told}");
+        assert_eq!(Fault::read(b"<html>busy</html>"), None);
+        assert_eq!(Fault::read(b"busy"), None);
     }
 
     #[test]

@@ -13,6 +13,10 @@ pub(super) const NOBODY: &str = "00000000000000000000000000000000";
 const ACCESS_DENIED: i64 = -32002;
 /// The bus's own word for that.
 const PERMISSION_DENIED: i64 = 6;
+/// JSON-RPC's errors for an object or a method that is not there.
+const NOT_THERE: [i64; 2] = [-32000, -32601];
+/// The bus's own: no such method, nothing found, no data.
+const NOTHING: [i64; 3] = [3, 4, 5];
 
 /// What a call came to.
 #[derive(Debug, PartialEq)]
@@ -21,7 +25,9 @@ pub(super) enum Said {
     Data(Value),
     /// The session may not, or has ended.
     Denied,
-    /// The router has no such method, or it failed.
+    /// The router has no such method, or nothing to say.
+    Absent(String),
+    /// The method failed.
     Failed(String),
 }
 
@@ -39,7 +45,7 @@ pub(super) fn data(answer: Value) -> Result<Value, String> {
     match read(answer)? {
         Said::Data(data) => Ok(data),
         Said::Denied => Err("access denied".into()),
-        Said::Failed(why) => Err(why),
+        Said::Absent(why) | Said::Failed(why) => Err(why),
     }
 }
 
@@ -47,12 +53,17 @@ pub(super) fn data(answer: Value) -> Result<Value, String> {
 pub(super) fn read(mut answer: Value) -> Result<Said, String> {
     if let Some(code) = answer["error"]["code"].as_i64() {
         let message = answer["error"]["message"].as_str().unwrap_or_default();
-        let failed = || Said::Failed(format!("ubus answers error {code}: {message:.80?}"));
-        return Ok(if code == ACCESS_DENIED { Said::Denied } else { failed() });
+        let why = format!("ubus answers error {code}: {message:?}");
+        return Ok(match code {
+            ACCESS_DENIED => Said::Denied,
+            code if NOT_THERE.contains(&code) => Said::Absent(why),
+            _ => Said::Failed(why),
+        });
     }
     match answer["result"][0].as_i64() {
         Some(0) => Ok(Said::Data(answer["result"].get_mut(1).map_or(Value::Null, Value::take))),
         Some(PERMISSION_DENIED) => Ok(Said::Denied),
+        Some(status) if NOTHING.contains(&status) => Ok(Said::Absent(format!("ubus answers status {status}"))),
         Some(status) => Ok(Said::Failed(format!("ubus answers status {status}"))),
         None => Err("the answer is none of ubus".into()),
     }
@@ -70,15 +81,24 @@ mod tests {
     }
 
     #[test]
-    fn what_was_given_denied_and_failed_are_told_apart() {
+    fn what_was_given_denied_absent_and_failed_are_told_apart() {
         let read = |text: &str| read(serde_json::from_str(text).unwrap());
         assert_eq!(read("{\"result\": [0, {\"uptime\": 7}]}"), Ok(Said::Data(json!({"uptime": 7}))));
         assert_eq!(read("{\"result\": [0]}"), Ok(Said::Data(Value::Null)));
         assert_eq!(read("{\"result\": [6]}"), Ok(Said::Denied));
         assert_eq!(read("{\"error\": {\"code\": -32002, \"message\": \"Access denied\"}}"), Ok(Said::Denied));
-        assert_eq!(read("{\"result\": [3]}"), Ok(Said::Failed("ubus answers status 3".into())));
-        let failed = read("{\"error\": {\"code\": -32000, \"message\": \"Object not found\"}}").unwrap();
-        assert!(matches!(failed, Said::Failed(why) if why.contains("-32000") && why.contains("Object not found")));
+        for status in [3, 4, 5] {
+            let absent = Said::Absent(format!("ubus answers status {status}"));
+            assert_eq!(read(&format!("{{\"result\": [{status}]}}")), Ok(absent));
+        }
+        for status in [1, 2, 7, 9, 10] {
+            let failed = Said::Failed(format!("ubus answers status {status}"));
+            assert_eq!(read(&format!("{{\"result\": [{status}]}}")), Ok(failed));
+        }
+        let absent = read("{\"error\": {\"code\": -32000, \"message\": \"Object not found\"}}").unwrap();
+        assert!(matches!(absent, Said::Absent(why) if why.contains("-32000") && why.contains("Object not found")));
+        let failed = read("{\"error\": {\"code\": -32603, \"message\": \"Internal error\"}}").unwrap();
+        assert!(matches!(failed, Said::Failed(why) if why.contains("Internal error")));
         for other in ["{}", "[]", "{\"result\": \"x\"}", "{\"error\": 7}", "null"] {
             assert!(read(other).is_err(), "{other}");
         }
