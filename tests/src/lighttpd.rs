@@ -82,6 +82,19 @@ impl Lighttpd {
         self.put(path, &format!("printf 'Content-Type: text/xml\\n\\n'\ncat <<'END'\n{xml}\nEND\n"))
     }
 
+    /// Answers a POST of a path below `upnp/` with a fault of UPnP.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn put_fault(&self, path: &str, code: u16, words: &str) -> Result<()> {
+        let xml = format!(
+            "<s:Envelope><s:Body><s:Fault><detail><UPnPError><errorCode>{code}</errorCode>\
+             <errorDescription>{words}</errorDescription></UPnPError></detail></s:Fault></s:Body></s:Envelope>"
+        );
+        let head = "printf 'Status: 500\\nContent-Type: text/xml\\n\\n'";
+        self.put(path, &format!("{head}\ncat <<'END'\n{xml}\nEND\n"))
+    }
+
     /// What it was asked before it was last changed: the request lines, each with its status and its `Authorization`.
     ///
     /// # Errors

@@ -902,6 +902,11 @@ fn profile_behind_digest(dir: &Path) -> Result<()> {
     )?;
     house.configure(&device("fritzbox-tr064", ", scheme = \"digest\""))?;
     expect("fritz_uptime_seconds_total{}", 77.0)?;
+    // What the box keeps from its user is a gap; what it says it has not is left out.
+    server.put_fault("upnp/control/wlanconfig1", 606, "Action not authorized")?;
+    refused("/upnp/control/wlanconfig1: UPnP error 606")?;
+    server.put_fault("upnp/control/wlanconfig1", 401, "Invalid Action")?;
+    expect("fritz_uptime_seconds_total{}", 77.0)?;
 
     // A password that was to be hidden is not sent to who asks for it in clear; without digest, the device's word helps.
     server.change(Door::Basic, PASSWORD)?;
