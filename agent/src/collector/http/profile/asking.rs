@@ -860,9 +860,12 @@ mod tests {
     async fn a_poll_is_one_turn_and_one_look_up_however_many_requests_it_has() {
         let answers = fixture("sonarr");
         let peer = device(move |asked| said(&answers, asked));
-        let text = format!("collector = \"http\"\nprofile = \"sonarr\"\nurl = \"http://localhost:{}\"", peer.port);
+        // Six turns of this pace take longer than the poll may.
+        let text = format!(
+            "collector = \"http\"\nprofile = \"sonarr\"\nurl = \"http://localhost:{}\"\ntimeout = \"3s\"",
+            peer.port
+        );
         let policy = format!("loopback_ports = [{}]\nrequests_per_second_max = 1", peer.port);
-        // Six turns of this pace would take longer than any is waited for.
         let polled = Stage::with_policy(&text, &policy).unwrap().poll_all().await;
         assert_eq!(polled.value("probe_success"), Some(1.0), "{:?}", polled.failure);
     }
