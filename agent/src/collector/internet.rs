@@ -14,7 +14,6 @@ use satellite_shared::config::{Device, Problem};
 use satellite_shared::gap::Reason;
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::net::TcpStream;
 
 use super::address::Address;
 use super::http::client::{Client, Question};
@@ -179,22 +178,16 @@ struct Visit {
 
 async fn visit(gate: &Gate, address: &Address, limit: Duration) -> Visit {
     let watch = Stopwatch::start();
-    let outcome = probe::within(limit, connect(gate, address)).await;
+    let outcome = probe::within(limit, connect(gate, address, limit)).await;
     if let Err(failure) = &outcome {
         tracing::debug!(%failure, host = address.host, "no connection");
     }
     Visit { outcome, seconds: watch.seconds() }
 }
 
-async fn connect(gate: &Gate, address: &Address) -> Result<(), Failure> {
-    let mut failure = Failure::new(Reason::Unreachable, "the name has no address");
-    for to in gate.resolve(Protocol::Tcp, &address.host, address.port).await? {
-        match TcpStream::connect(to).await {
-            Ok(_) => return Ok(()),
-            Err(error) => failure = probe::failure_of_io(&error),
-        }
-    }
-    Err(failure)
+async fn connect(gate: &Gate, address: &Address, limit: Duration) -> Result<(), Failure> {
+    let addresses = gate.resolve(Protocol::Tcp, &address.host, address.port).await?;
+    probe::connect(&addresses, limit).await.map(drop)
 }
 
 impl PublicAddress {

@@ -4,9 +4,11 @@
 //! A probe that fails is an answer (`probe_success` 0), so it has to end before the frame around it gives up.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use satellite_shared::gap::Reason;
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::{Failure, Family, Readings};
@@ -39,12 +41,33 @@ pub(crate) fn limit(timeout: Duration) -> Duration {
 pub(crate) async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     match tokio::time::timeout(limit, work).await {
         Ok(outcome) => outcome,
-        Err(_) => {
-            let limit =
-                humantime::format_duration(Duration::from_millis(u64::try_from(limit.as_millis()).unwrap_or(0)));
-            Err(Failure::new(Reason::Timeout, format!("no complete answer within {limit}")))
-        }
+        Err(_) => Err(Failure::new(Reason::Timeout, format!("no complete answer within {}", spelled(limit)))),
     }
+}
+
+/// As people write it, in whole milliseconds.
+fn spelled(duration: Duration) -> impl std::fmt::Display {
+    humantime::format_duration(Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(0)))
+}
+
+/// A connection to the first of a device's addresses that takes one, and which that is.
+///
+/// One after the other, each with its share of what is left: an address that nobody answers at any more, as the old one
+/// that a name still has, leaves time for the others.
+pub(crate) async fn connect(addresses: &[SocketAddr], limit: Duration) -> Result<(SocketAddr, TcpStream), Failure> {
+    let end = Instant::now() + limit;
+    let mut failure = Failure::new(Reason::Unreachable, "the name has no address");
+    let mut left = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+    for &address in addresses {
+        let share = end.saturating_duration_since(Instant::now()) / left;
+        left -= 1;
+        failure = match tokio::time::timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok((address, stream)),
+            Ok(Err(error)) => failure_of_io(&error),
+            Err(_) => Failure::new(Reason::Timeout, format!("no connection within {}", spelled(share))),
+        };
+    }
+    Err(failure)
 }
 
 /// Whether a failure says nothing about the device: nothing was sent, so it is a gap and not a `probe_success` of 0.
@@ -90,4 +113,34 @@ pub(crate) fn report_address(readings: &mut Readings, metric: usize, seconds: f6
     readings.sample(metric, Family::gauge("probe_dns_lookup_time_seconds", "seconds"), &[], seconds);
     let version = used.map_or(0.0, |address| if address.is_ipv4() { 4.0 } else { 6.0 });
     readings.sample(metric, Family::gauge("probe_ip_protocol", ""), &[], version);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use tokio::net::TcpSocket;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_swallows_what_is_sent_leaves_time_for_the_next() {
+        // A listener whose queue is full drops who comes, as does a host that is gone.
+        let full = TcpSocket::new_v4().unwrap();
+        full.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let full = full.listen(0).unwrap();
+        let gone = full.local_addr().unwrap();
+        let _first = std::net::TcpStream::connect(gone).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = listener.local_addr().unwrap();
+        let limit = Duration::from_millis(600);
+        let watch = Stopwatch::start();
+        let (used, _) = within(limit, connect(&[gone, gone, there], limit)).await.unwrap();
+        assert!(used == there && watch.seconds() < 0.6, "{used}");
+        let failure = connect(&[there, gone][1..], Duration::from_millis(50)).await.unwrap_err();
+        assert_eq!((failure.reason, failure.detail.as_str()), (Reason::Timeout, "no connection within 50ms"));
+        drop(listener);
+        assert_eq!(connect(&[there], limit).await.unwrap_err().reason, Reason::Refused);
+        assert_eq!(connect(&[], limit).await.unwrap_err().reason, Reason::Unreachable);
+    }
 }

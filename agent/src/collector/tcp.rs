@@ -1,15 +1,14 @@
 //! `tcp`: whether something accepts connections at a port, and how long that takes.
 //!
-//! The connection is opened and closed; nothing is sent. Of several addresses each is tried in turn.
+//! The connection is opened and closed; nothing is sent. Of several addresses each is tried in turn, with its share of the
+//! time.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use satellite_shared::config::{Device, Problem};
-use satellite_shared::gap::Reason;
 use serde::Deserialize;
-use tokio::net::TcpStream;
 
 use super::address::Address;
 use super::probe::{self, Stopwatch};
@@ -70,17 +69,9 @@ impl Tcp {
         let watch = Stopwatch::start();
         let addresses = self.gate.resolve(Protocol::Tcp, &self.address.host, self.address.port).await?;
         seen.lookup_seconds = watch.seconds();
-        let mut failure = Failure::new(Reason::Unreachable, "the name has no address");
-        for address in addresses {
-            match TcpStream::connect(address).await {
-                Ok(_) => {
-                    seen.used = Some(address);
-                    return Ok(());
-                }
-                Err(error) => failure = probe::failure_of_io(&error),
-            }
-        }
-        Err(failure)
+        let (used, _) = probe::connect(&addresses, self.limit).await?;
+        seen.used = Some(used);
+        Ok(())
     }
 }
 
@@ -94,8 +85,9 @@ impl Collector for Tcp {
 mod tests {
     use std::net::TcpListener;
 
+    use satellite_shared::gap::Reason;
+
     use super::super::stage::{self, Stage};
-    use super::*;
 
     #[tokio::test]
     async fn a_port_that_listens_succeeds_and_one_that_does_not_is_an_answer_too() {

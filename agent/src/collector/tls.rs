@@ -12,7 +12,6 @@ use rustls::pki_types::ServerName;
 use satellite_shared::config::{Device, Problem};
 use satellite_shared::gap::Reason;
 use serde::Deserialize;
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
@@ -116,25 +115,16 @@ impl Tls {
         let watch = Stopwatch::start();
         let addresses = self.gate.resolve(Protocol::Tcp, &self.address.host, self.address.port).await?;
         reached.lookup_seconds = watch.seconds();
-        let mut failure = Failure::new(Reason::Unreachable, "the name has no address");
-        for address in addresses {
-            match TcpStream::connect(address).await {
-                Ok(stream) => {
-                    reached.used = Some(address);
-                    let shaken = TlsConnector::from(config).connect(self.name.clone(), stream).await;
-                    let stream = shaken.map_err(|error| Failure::new(Reason::BadAnswer, format!("TLS: {error}")))?;
-                    let (_, connection) = stream.get_ref();
-                    reached.version = connection.protocol_version().and_then(version);
-                    let suite = connection.negotiated_cipher_suite();
-                    // IANA's name, which has no version in it.
-                    reached.cipher =
-                        suite.and_then(|suite| Some(suite.suite().as_str()?.replacen("TLS13_", "TLS_", 1)));
-                    return Ok(());
-                }
-                Err(error) => failure = probe::failure_of_io(&error),
-            }
-        }
-        Err(failure)
+        let (used, stream) = probe::connect(&addresses, self.limit).await?;
+        reached.used = Some(used);
+        let shaken = TlsConnector::from(config).connect(self.name.clone(), stream).await;
+        let stream = shaken.map_err(|error| Failure::new(Reason::BadAnswer, format!("TLS: {error}")))?;
+        let (_, connection) = stream.get_ref();
+        reached.version = connection.protocol_version().and_then(version);
+        // IANA's name, which has no version in it.
+        let suite = connection.negotiated_cipher_suite();
+        reached.cipher = suite.and_then(|suite| Some(suite.suite().as_str()?.replacen("TLS13_", "TLS_", 1)));
+        Ok(())
     }
 }
 

@@ -117,14 +117,8 @@ type Told = (String, Vec<(String, String)>);
 impl Ups {
     async fn ask(&self) -> Result<Vec<Told>, Failure> {
         let addresses = self.gate.resolve(Protocol::Nut, &self.address.host, self.address.port).await?;
-        let mut failure = Failure::new(Reason::Unreachable, "the name has no address");
-        for address in addresses {
-            match TcpStream::connect(address).await {
-                Ok(stream) => return self.talk(Upsd::new(stream)).await,
-                Err(error) => failure = probe::failure_of_io(&error),
-            }
-        }
-        Err(failure)
+        let (_, stream) = probe::connect(&addresses, self.limit).await?;
+        self.talk(Upsd::new(stream)).await
     }
 
     async fn talk(&self, mut upsd: Upsd) -> Result<Vec<Told>, Failure> {
