@@ -5,32 +5,27 @@
 //! bus, serve one at a time. Only functions 1 to 4 are ever sent. Deliberately absent: writing, and places that are counted from 1 with the table's
 //! digit before them, such as 40001, which mean address 0 of the holding registers.
 
+pub(super) mod bus;
 pub(super) mod request;
 
-use std::sync::Arc;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use satellite_shared::config::{Device, Metric, Problem};
 use satellite_shared::gap::Reason;
 use serde::Deserialize;
-use tokio::net::TcpStream;
-use tokio_modbus::Slave;
-use tokio_modbus::client;
 
-use self::request::Table;
-use super::address::Address;
-use super::gateway::Gateway;
+use self::bus::Bus;
+use self::request::{Refused, Table};
 use super::number::{Number, PROBE};
 use super::probe::{self, Stopwatch};
 use super::{Built, Collector, CollectorKind, Context, Failure, Poll, Readings, options, whole};
-use crate::policy::{Gate, Protocol};
 
 /// `collector = "modbus"`.
 pub const KIND: CollectorKind = CollectorKind { name: "modbus", build };
 
 /// Assigned to `mbap` by IANA.
-pub(super) const PORT: u16 = 502;
-const SPACING_MAX: Duration = Duration::from_secs(1);
+const PORT: u16 = 502;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -40,7 +35,7 @@ struct Options {
     /// The device behind a gateway; 255 and 0 are the one that answers itself.
     #[serde(default = "itself")]
     unit_id: u8,
-    /// How long the bus rests between two devices behind one address: up to 1s.
+    /// How long the bus rests between two requests: up to 1s.
     #[serde(default)]
     spacing: Option<String>,
 }
@@ -60,6 +55,9 @@ struct MetricOptions {
     form: Option<Form>,
     #[serde(default)]
     word_order: Order,
+    /// What the registers hold where the device has no value, before `scale`.
+    #[serde(default)]
+    absent: Option<i64>,
 }
 
 /// How the registers of a number are read.
@@ -85,6 +83,14 @@ impl Form {
             Self::U64 | Self::I64 | Self::F64 => 4,
         }
     }
+
+    /// These bits as this form has them, of a number that is written with its sign or without; `None` where it can't.
+    fn bits(self, number: i64) -> Option<u64> {
+        let bits = u32::from(self.registers()) * 16;
+        let is_integer = !matches!(self, Self::Bool | Self::F32 | Self::F64);
+        let fits = bits == 64 || (-(1 << (bits - 1))..1 << bits).contains(&number);
+        (is_integer && fits).then(|| number.cast_unsigned() & (u64::MAX >> (64 - bits)))
+    }
 }
 
 /// Which register of a number comes first; the bytes of one are always big-endian.
@@ -103,12 +109,22 @@ struct Point {
     register: u16,
     form: Form,
     order: Order,
+    /// As the registers joined hold it.
+    absent: Option<u64>,
+}
+
+/// What registers hold.
+#[derive(Debug, PartialEq)]
+enum Held {
+    Number(f64),
+    /// That the device has no value now.
+    Nothing,
 }
 
 impl Point {
     fn parse(metric: &Metric, device: &str) -> Result<Self, Problem> {
         let (number, own, at) = Number::parse(metric, device)?;
-        let MetricOptions { table, register, form, word_order } = options::read(&own, &at)?;
+        let MetricOptions { table, register, form, word_order, absent } = options::read(&own, &at)?;
         let form = form.unwrap_or(if table.is_bits() { Form::Bool } else { Form::U16 });
         if table.is_bits() && form != Form::Bool {
             return Err(options::problem(&format!("{at}.type"), "a coil is a \"bool\""));
@@ -116,15 +132,22 @@ impl Point {
         if register.checked_add(form.registers() - 1).is_none() {
             return Err(options::problem(&format!("{at}.register"), "it would end behind register 65535"));
         }
-        Ok(Self { number, table, register, form, order: word_order })
+        let absent = match absent.map(|number| form.bits(number)) {
+            Some(None) => {
+                let reason = "a number of the integer type that the metric has, such as 0x8000; a float has NaN for it";
+                return Err(options::problem(&format!("{at}.absent"), reason));
+            }
+            absent => absent.flatten(),
+        };
+        Ok(Self { number, table, register, form, order: word_order, absent })
     }
 
     fn end(&self) -> u32 {
         u32::from(self.register) + u32::from(self.form.registers())
     }
 
-    /// The number in these registers, the first of which has this address.
-    fn value(&self, registers: &[u16], first: u16) -> Option<f64> {
+    /// What these registers hold, the first of which has this address; `None` where they are too few.
+    fn value(&self, registers: &[u16], first: u16) -> Option<Held> {
         let from = usize::from(self.register.checked_sub(first)?);
         let mut words = registers.get(from..from + usize::from(self.form.registers()))?.to_vec();
         if self.order == Order::Little {
@@ -132,7 +155,7 @@ impl Point {
         }
         let joined = words.iter().fold(0u64, |joined, word| joined << 16 | u64::from(*word));
         let (low, half) = (joined as u16, joined as u32);
-        Some(match self.form {
+        let number = match self.form {
             Form::Bool => f64::from(u8::from(low != 0)),
             Form::U16 => f64::from(low),
             Form::I16 => f64::from(low.cast_signed()),
@@ -142,7 +165,10 @@ impl Point {
             Form::U64 => joined as f64,
             Form::I64 => joined.cast_signed() as f64,
             Form::F64 => f64::from_bits(joined),
-        })
+        };
+        // NaN is IEEE 754's way to say it, which SunSpec prescribes.
+        let is_nothing = self.absent == Some(joined) || !number.is_finite();
+        Some(if is_nothing { Held::Nothing } else { Held::Number(number) })
     }
 }
 
@@ -155,15 +181,16 @@ struct Span {
     points: Vec<usize>,
 }
 
-/// The fewest requests for the points that are due.
-fn spans(points: &[Point], due: &[usize]) -> Vec<Span> {
+/// The fewest requests for the points that are due, where some may not share one with what lies before them.
+fn spans(points: &[Point], due: &[usize], apart: &BTreeSet<usize>) -> VecDeque<Span> {
     let mut sorted: Vec<usize> = due.iter().copied().filter(|index| *index < points.len()).collect();
     sorted.sort_by_key(|&index| (points[index].table, points[index].register));
-    let mut spans: Vec<Span> = Vec::new();
+    let mut spans: VecDeque<Span> = VecDeque::new();
     for index in sorted {
         let point = &points[index];
         let (most, hole) = point.table.limits();
-        let joined = spans.last_mut().filter(|span| span.table == point.table).and_then(|span| {
+        let before = spans.back_mut().filter(|span| span.table == point.table && !apart.contains(&index));
+        let joined = before.and_then(|span| {
             let end = u32::from(span.first) + u32::from(span.count);
             let count = point.end().max(end) - u32::from(span.first);
             let fits = u32::from(point.register) <= end + u32::from(hole) && count <= u32::from(most);
@@ -174,7 +201,7 @@ fn spans(points: &[Point], due: &[usize]) -> Vec<Span> {
                 span.count = u16::try_from(count).unwrap_or(u16::MAX);
                 span.points.push(index);
             }
-            None => spans.push(Span {
+            None => spans.push_back(Span {
                 table: point.table,
                 first: point.register,
                 count: point.form.registers(),
@@ -185,11 +212,27 @@ fn spans(points: &[Point], due: &[usize]) -> Vec<Span> {
     spans
 }
 
+/// Which of a span's points begin a request of their own when the device refuses the whole: those behind a hole, whose
+/// registers nobody asked for, or where there is none the middle one.
+fn parted(points: &[Point], span: &Span) -> Vec<usize> {
+    let mut end = u32::from(span.first);
+    let mut behind_holes = Vec::new();
+    for &index in &span.points {
+        if u32::from(points[index].register) > end {
+            behind_holes.push(index);
+        }
+        end = end.max(points[index].end());
+    }
+    if behind_holes.is_empty() {
+        behind_holes.extend(span.points.get(span.points.len() / 2));
+    }
+    behind_holes
+}
+
 fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
     let path = format!("device.{}", device.name);
     let Options { address, unit_id, spacing } = options::read(&device.options, &path)?;
-    let spacing = rest(spacing.as_deref(), &path)?;
-    let address = Address::parse(&address, Some(PORT), &format!("{path}.address"))?;
+    let bus = Bus::parse(device, context, &address, unit_id, spacing.as_deref())?;
     if device.metrics.is_empty() {
         let reason = "no metrics: list registers as [[device.metric]] tables with a name and a register";
         return Err(options::problem(&format!("{path}.metric"), reason));
@@ -199,65 +242,29 @@ fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
     let probe = metrics.len();
     metrics.extend(whole(device));
     metrics[probe].name = PROBE.into();
-    let modbus = Modbus {
-        gate: Arc::clone(&context.gate),
-        gateway: context.gateways.at(&address),
-        spacing,
-        address,
-        unit: Slave(unit_id),
-        points,
-        limit: probe::limit(device.timeout),
-    };
-    Ok(Built { collector: Box::new(modbus), metrics })
-}
-
-/// How long the bus rests between two devices.
-pub(super) fn rest(spacing: Option<&str>, path: &str) -> Result<Duration, Problem> {
-    let Some(text) = spacing else { return Ok(Duration::ZERO) };
-    let read = humantime::parse_duration(text).ok().filter(|spacing| *spacing <= SPACING_MAX);
-    read.ok_or_else(|| options::problem(&format!("{path}.spacing"), "a duration of at most 1s, such as \"50ms\""))
+    Ok(Built { collector: Box::new(Modbus { bus, points, apart: BTreeSet::new() }), metrics })
 }
 
 struct Modbus {
-    gate: Arc<Gate>,
-    gateway: Arc<Gateway>,
-    spacing: Duration,
-    address: Address,
-    unit: Slave,
+    bus: Bus,
     /// By the index of their metric; the one behind them is the probe.
     points: Vec<Point>,
-    limit: Duration,
+    /// Those that the device does not give in one request with what lies before them, as it has shown.
+    apart: BTreeSet<usize>,
 }
 
 /// What one request gave.
-type Answered = (Span, Result<Vec<u16>, Failure>);
+type Answered = (Span, Result<Vec<u16>, Refused>);
 
 impl Modbus {
-    async fn read(&self, due: &[usize], answered: &mut Vec<Answered>) -> Result<(), Failure> {
-        let _turn = self.gateway.turn(self.spacing).await;
-        let addresses = self.gate.resolve(Protocol::Modbus, &self.address.host, self.address.port).await?;
-        let mut failure = Failure::new(Reason::Unreachable, "the name has no address");
-        for address in addresses {
-            match TcpStream::connect(address).await {
-                Ok(stream) => {
-                    let mut device = client::tcp::attach_slave(stream, self.unit);
-                    for span in spans(&self.points, due) {
-                        let words = request::ask(&mut device, span.table, span.first, span.count).await?;
-                        answered.push((span, words));
-                    }
-                    return Ok(());
-                }
-                Err(error) => failure = probe::failure_of_io(&error),
-            }
-        }
-        Err(failure)
-    }
-
-    async fn poll_all(&self, due: &[usize], readings: &mut Readings) -> Result<(), Failure> {
-        let watch = Stopwatch::start();
+    async fn poll_all(&mut self, due: &[usize], readings: &mut Readings) -> Result<(), Failure> {
+        let Self { bus, points, apart } = self;
         let mut answered = Vec::new();
-        let outcome = probe::within(self.limit, self.read(due, &mut answered)).await;
+        let (turn, left) = bus.turn().await?;
+        let watch = Stopwatch::start();
+        let outcome = probe::within(left, read(bus, points, apart, left, due, &mut answered)).await;
         let seconds = watch.seconds();
+        drop(turn);
         if let Err(failure) = &outcome
             && probe::was_not_tried(failure)
         {
@@ -268,7 +275,7 @@ impl Modbus {
             for &index in &span.points {
                 told[index] = true;
                 match &words {
-                    Err(failure) => readings.missing(index, failure.clone()),
+                    Err(refused) => readings.missing(index, refused.failure.clone()),
                     Ok(words) => self.add(index, words, span.first, readings),
                 }
             }
@@ -286,15 +293,42 @@ impl Modbus {
 
     fn add(&self, index: usize, words: &[u16], first: u16, readings: &mut Readings) {
         let point = &self.points[index];
-        match point.value(words, first) {
-            Some(value) if value.is_finite() => point.number.add(index, None, value, readings),
-            Some(_) => {
-                // IEEE 754's way to say that a device has no value, which SunSpec prescribes.
-                readings.missing(index, Failure::new(Reason::BadAnswer, "the device says that there is no number"));
-            }
-            None => readings.missing(index, Failure::new(Reason::BadAnswer, "the answer is too short")),
+        let why = match point.value(words, first) {
+            Some(Held::Number(value)) => return point.number.add(index, None, value, readings),
+            Some(Held::Nothing) => "the device says that there is no number",
+            None => "the answer is too short",
+        };
+        readings.missing(index, Failure::new(Reason::BadAnswer, why));
+    }
+}
+
+async fn read(
+    bus: &Bus,
+    points: &[Point],
+    known_apart: &mut BTreeSet<usize>,
+    left: Duration,
+    due: &[usize],
+    answered: &mut Vec<Answered>,
+) -> Result<(), Failure> {
+    let mut device = bus.open(left).await?;
+    let mut apart = known_apart.clone();
+    let mut gave_something = false;
+    let mut open = spans(points, due, &apart);
+    while let Some(span) = open.pop_front() {
+        let words = device.ask(span.table, span.first, span.count).await?;
+        gave_something |= words.is_ok();
+        if words.as_ref().is_err_and(|refused| refused.is_of_places) && span.points.len() > 1 {
+            apart.extend(parted(points, &span));
+            spans(points, &span.points, &apart).into_iter().rev().for_each(|part| open.push_front(part));
+        } else {
+            answered.push((span, words));
+        }
+        // One that refuses everything says nothing of what lies together.
+        if gave_something {
+            known_apart.clone_from(&apart);
         }
     }
+    Ok(())
 }
 
 impl Collector for Modbus {
@@ -307,9 +341,16 @@ impl Collector for Modbus {
 mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::TcpStream;
+    use std::sync::Arc;
 
+    use satellite_shared::clock::SystemClock;
+    use satellite_shared::config::Document;
+
+    use super::super::address::Address;
     use super::super::stage::{Peer, Polled, Stage, problem, raw_peer};
     use super::*;
+    use crate::policy::{Gate, Policy};
+    use crate::secrets::Keyring;
 
     /// A device that answers each request, function and data, with function and data; closes where it says nothing.
     fn device(answer: impl Fn(u8, u16, u16) -> Option<Vec<u8>> + Send + 'static) -> Peer {
@@ -364,8 +405,10 @@ mod tests {
 
     #[test]
     fn every_form_is_read_in_both_orders_of_its_registers() {
-        let value =
-            |options: &str, words: &[u16]| point(&format!("register = 10\n{options}")).value(words, 10).unwrap();
+        let value = |options: &str, words: &[u16]| match point(&format!("register = 10\n{options}")).value(words, 10) {
+            Some(Held::Number(number)) => number,
+            other => panic!("{other:?}"),
+        };
         assert_eq!(value("", &[65_535]), 65_535.0);
         assert_eq!(value("type = \"i16\"", &[65_535]), -1.0);
         assert_eq!(value("type = \"u32\"", &[1, 2]), 65_538.0);
@@ -381,6 +424,21 @@ mod tests {
     }
 
     #[test]
+    fn what_a_device_holds_where_it_has_no_value_is_no_number() {
+        let is_nothing = |options: &str, words: &[u16]| {
+            point(&format!("register = 10\n{options}")).value(words, 10) == Some(Held::Nothing)
+        };
+        assert!(is_nothing("absent = 0xffff", &[0xffff]) && !is_nothing("absent = 0xffff", &[0x7fff]));
+        assert!(is_nothing("type = \"i16\"\nabsent = 0x8000", &[0x8000]));
+        assert!(is_nothing("type = \"i16\"\nabsent = -32768", &[0x8000]));
+        assert!(is_nothing("type = \"i32\"\nabsent = 0x80000000", &[0x8000, 0]));
+        assert!(is_nothing("type = \"u32\"\nabsent = 0xffffffff\nword_order = \"little\"", &[0xffff, 0xffff]));
+        assert!(is_nothing("type = \"u64\"\nabsent = -1", &[0xffff; 4]));
+        assert!(!is_nothing("type = \"i32\"\nabsent = 0x80000000\nword_order = \"little\"", &[0x8000, 0]));
+        assert!(is_nothing("type = \"f32\"", &[0x7fc0, 0]) && !is_nothing("", &[0xffff]));
+    }
+
+    #[test]
     fn what_lies_close_together_is_one_request_and_no_request_is_too_long() {
         let points = |list: &[(&str, u16, &str)]| -> Vec<Point> {
             let text = |(table, register, form): &(&str, u16, &str)| {
@@ -390,7 +448,7 @@ mod tests {
         };
         let planned = |points: &[Point]| -> Vec<(Table, u16, u16)> {
             let due: Vec<usize> = (0..=points.len()).collect();
-            spans(points, &due).into_iter().map(|span| (span.table, span.first, span.count)).collect()
+            spans(points, &due, &BTreeSet::new()).into_iter().map(|span| (span.table, span.first, span.count)).collect()
         };
         let mixed = points(&[
             ("holding", 20, "u16"),
@@ -445,6 +503,115 @@ mod tests {
         assert!(failure.detail.contains("holding 500 to 500: the device does not have these addresses"), "{failure}");
     }
 
+    /// Which registers were asked for, one poll after another, of a device that has these.
+    async fn asked_of(has: fn(u16) -> bool, most: u16, metrics: &str, polls: usize) -> (Vec<Vec<(u16, u16)>>, Polled) {
+        let (tell, told) = std::sync::mpsc::channel();
+        let peer = device(move |function, first, count| {
+            tell.send((first, count)).unwrap();
+            let exception = if count > most { 3 } else { 2 };
+            let is_there = count <= most && (first..first + count).all(has);
+            if is_there { counting(function, first, count) } else { Some(vec![function | 0x80, exception]) }
+        });
+        let mut stage = stage(&peer, metrics);
+        let mut asked = Vec::new();
+        let mut polled = stage.poll_all().await;
+        asked.push(told.try_iter().collect());
+        for _ in 1..polls {
+            polled = stage.poll_all().await;
+            asked.push(told.try_iter().collect());
+        }
+        (asked, polled)
+    }
+
+    #[tokio::test]
+    async fn a_range_that_a_device_refuses_is_asked_in_parts_and_in_those_at_once_from_then_on() {
+        // Nobody asked for 11175, and the device does not have it.
+        let metrics = [metric("a", "register = 11174"), metric("b", "register = 11176")].concat();
+        let (asked, polled) = asked_of(|register| register != 11_175, 125, &metrics, 2).await;
+        assert_eq!(asked, [vec![(11_174, 3), (11_174, 1), (11_176, 1)], vec![(11_174, 1), (11_176, 1)]]);
+        assert_eq!((polled.value("a"), polled.value("b")), (Some(11_174.0), Some(11_176.0)));
+        assert!(polled.missing.is_empty());
+
+        // One that is not there costs its neighbours nothing.
+        let metrics: String = (0..8).map(|n| metric(&format!("m{n}"), &format!("register = {n}"))).collect();
+        let (asked, polled) = asked_of(|register| register != 5, 125, &metrics, 2).await;
+        assert_eq!(asked[1], [(0, 4), (4, 1), (5, 1), (6, 2)]);
+        assert_eq!((polled.missing.len(), polled.missing[0].0.as_str()), (1, "m5"));
+        assert_eq!((polled.value("m4"), polled.value("m6")), (Some(4.0), Some(6.0)));
+
+        // One that gives fewer at once than the protocol allows.
+        let (asked, polled) = asked_of(|_| true, 3, &metrics, 2).await;
+        assert_eq!(asked[1], [(0, 2), (2, 2), (4, 2), (6, 2)]);
+        assert!(polled.missing.is_empty() && polled.value("m7") == Some(7.0));
+
+        // One that refuses everything, as it may while it starts, has shown nothing.
+        let (asked, polled) = asked_of(|_| false, 125, &metrics, 2).await;
+        assert!(asked[1] == asked[0] && asked[1][0] == (0, 8), "{asked:?}");
+        assert_eq!((polled.missing.len(), polled.value("probe_success")), (8, Some(1.0)));
+    }
+
+    #[tokio::test]
+    async fn a_gateway_that_does_not_reach_the_device_is_a_device_that_is_not_reached() {
+        for exception in [0x0a, 0x0b] {
+            let peer = device(move |function, _, _| Some(vec![function | 0x80, exception]));
+            let polled = polled(&peer, &[metric("a", "register = 1"), metric("b", "register = 500")].concat()).await;
+            assert_eq!((polled.value("probe_success"), polled.missing.len()), (Some(0.0), 2));
+            assert!(polled.missing.iter().all(|(_, why)| why.reason == Reason::Unreachable));
+            assert!(polled.missing[1].1.detail.contains("does not reach this unit_id"), "{}", polled.missing[1].1);
+        }
+    }
+
+    /// Units behind one gateway.
+    fn units(port: u16, units: &[u8]) -> (Context, Vec<Stage>) {
+        let policy = Policy::parse(&format!("loopback_ports = [{port}]")).unwrap();
+        let context = Context::new(Arc::new(Gate::new(policy, Arc::new(SystemClock))), Keyring::of([]), "/");
+        let stage = |unit: &u8| {
+            let device = format!(
+                "[[device]]\nname = \"it\"\ncollector = \"modbus\"\naddress = \"127.0.0.1:{port}\"\nunit_id = {unit}\n\
+                 timeout = \"1500ms\"\n{}",
+                metric("a", "register = 1")
+            );
+            let (_, document) = Document::parse_text(&device).unwrap();
+            let device = document.devices.into_iter().next().unwrap();
+            let built = build(&device, &context).unwrap_or_else(|problem| panic!("{problem}"));
+            Stage { device, built }
+        };
+        let units = units.iter().map(stage).collect();
+        (context, units)
+    }
+
+    #[tokio::test]
+    async fn a_silent_unit_lets_the_bus_go_in_time_for_its_neighbours() {
+        let gateway = raw_peer(|stream| {
+            let mut request = [0; 12];
+            while stream.read_exact(&mut request).is_ok() {
+                let answer = [&request[..4], &[0, 5, request[6], 3, 2, 0, 1]].concat();
+                if request[6] == 1 && stream.write_all(&answer).is_err() {
+                    return;
+                }
+            }
+        });
+        let (_, mut units) = units(gateway.port, &[9, 1]);
+        let (mut lively, mut silent) = (units.pop().unwrap(), units.pop().unwrap());
+        let (silent, lively) = tokio::join!(silent.poll_all(), lively.poll_all());
+        assert_eq!((silent.missing[0].1.reason, silent.value("probe_success")), (Reason::Timeout, Some(0.0)));
+        assert_eq!((lively.value("a"), lively.value("probe_success")), (Some(1.0), Some(1.0)));
+        let (waited, asked) = (silent.value("probe_duration_seconds"), lively.value("probe_duration_seconds"));
+        assert!(asked < waited, "{asked:?} is not without the wait for {waited:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_that_never_comes_is_a_gap_and_says_nothing_of_the_device() {
+        let (context, mut units) = units(502, &[1]);
+        let gateway = context.gateways.at(&Address { host: "127.0.0.1".into(), port: 502 });
+        let _held = gateway.turn(Duration::ZERO).await;
+        let polled = units[0].poll_all().await;
+        assert!(polled.samples.is_empty() && polled.missing.is_empty());
+        let failure = polled.failure.unwrap();
+        assert_eq!(failure.reason, Reason::Late);
+        assert!(failure.detail.ends_with("give the silent one a shorter timeout"), "{failure}");
+    }
+
     #[tokio::test]
     async fn a_hostile_device_costs_its_own_metrics_only() {
         type Answer = fn(u8, u16, u16) -> Option<Vec<u8>>;
@@ -489,6 +656,9 @@ mod tests {
         check(&metric("a", "register = 65535\ntype = \"u32\""), "it would end behind register 65535");
         check(&metric("a", "register = 1\ntable = \"coil\"\ntype = \"u16\""), "device.it.metric.a.type: a coil");
         check(&metric("a", "register = 1\nwrite = 3"), "device.it.metric.a.write");
+        for absent in ["absent = 65536", "type = \"i16\"\nabsent = -32769", "type = \"f32\"\nabsent = 0"] {
+            check(&metric("a", &format!("register = 1\n{absent}")), "device.it.metric.a.absent: a number of");
+        }
         check(&metric("probe", "register = 1"), "take another name");
     }
 }

@@ -9,34 +9,30 @@
 mod models;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use satellite_shared::config::{Device, Problem};
 use satellite_shared::gap::Reason;
 use serde::Deserialize;
-use tokio::net::TcpStream;
-use tokio_modbus::Slave;
-use tokio_modbus::client::{self, Context as Client};
 
 use self::models::{Block, Model, Point};
-use super::address::Address;
-use super::gateway::Gateway;
-use super::modbus::request::{self, REGISTERS_MAX, Table};
-use super::modbus::{PORT, itself, rest};
+use super::modbus::bus::{Bus, Connection};
+use super::modbus::itself;
+use super::modbus::request::{REGISTERS_MAX, Table};
 use super::probe::{self, Stopwatch};
 use super::{Built, Collector, CollectorKind, Context, Failure, Family, Poll, Readings, options, whole};
-use crate::policy::{Gate, Protocol};
 
 /// `collector = "sunspec"`.
 pub const KIND: CollectorKind = CollectorKind { name: "sunspec", build };
 
 /// Where a map may begin (SunSpec Device Information Model Specification, 6.1), the usual one first.
-pub(crate) const BASES: [u16; 3] = [40_000, 0, 50_000];
+const BASES: [u16; 3] = [40_000, 0, 50_000];
 /// `SunS`.
 const MARKER: [u16; 2] = [0x5375, 0x6e53];
 /// What stands behind the last model.
 const END: u16 = 0xffff;
+/// The marker, and the number and the length of each model.
+const HEAD_REGISTERS: u16 = 2;
 /// Models of one device; real ones have some twenty.
 const MODELS_MAX: usize = 100;
 /// Registers of one model that is read: room for sixteen strings of panels.
@@ -54,7 +50,7 @@ struct Options {
     /// The device behind a gateway; inverters that answer themselves mostly are 1, some 126.
     #[serde(default = "itself")]
     unit_id: u8,
-    /// How long the bus rests between two devices behind one address: up to 1s.
+    /// How long the bus rests between two requests: up to 1s.
     #[serde(default)]
     spacing: Option<String>,
 }
@@ -63,30 +59,16 @@ fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
     let path = format!("device.{}", device.name);
     options::no_metrics(device)?;
     let Options { address, unit_id, spacing } = options::read(&device.options, &path)?;
-    let address = Address::parse(&address, Some(PORT), &format!("{path}.address"))?;
+    let bus = Bus::parse(device, context, &address, unit_id, spacing.as_deref())?;
     let mut metrics = whole(device);
     metrics[MODELS].name = "models".into();
     metrics.extend(whole(device));
     metrics[PROBE].name = "probe".into();
-    let sunspec = SunSpec {
-        gate: Arc::clone(&context.gate),
-        gateway: context.gateways.at(&address),
-        spacing: rest(spacing.as_deref(), &path)?,
-        address,
-        unit: Slave(unit_id),
-        limit: probe::limit(device.timeout),
-        map: None,
-    };
-    Ok(Built { collector: Box::new(sunspec), metrics })
+    Ok(Built { collector: Box::new(SunSpec { bus, map: None }), metrics })
 }
 
 struct SunSpec {
-    gate: Arc<Gate>,
-    gateway: Arc<Gateway>,
-    spacing: Duration,
-    address: Address,
-    unit: Slave,
-    limit: Duration,
+    bus: Bus,
     /// Found once, forgotten after a failure.
     map: Option<Vec<Found>>,
 }
@@ -104,34 +86,27 @@ struct Found {
 type Answered = (Found, Vec<u16>);
 
 impl SunSpec {
-    async fn read(&mut self) -> Result<Vec<Answered>, Failure> {
-        let _turn = self.gateway.turn(self.spacing).await;
-        let addresses = self.gate.resolve(Protocol::Modbus, &self.address.host, self.address.port).await?;
-        let mut failure = Failure::new(Reason::Unreachable, "the name has no address");
-        for address in addresses {
-            match TcpStream::connect(address).await {
-                Ok(stream) => {
-                    let mut device = client::tcp::attach_slave(stream, self.unit);
-                    return read_all(&mut device, &mut self.map).await;
-                }
-                Err(error) => failure = probe::failure_of_io(&error),
-            }
-        }
-        Err(failure)
-    }
-
     async fn poll_all(&mut self, due: &[usize], readings: &mut Readings) -> Result<(), Failure> {
+        let Self { bus, map } = self;
+        let (turn, left) = bus.turn().await?;
         let watch = Stopwatch::start();
-        let outcome = probe::within(self.limit, self.read()).await;
+        let outcome = probe::within(left, read(bus, map, left)).await;
         let seconds = watch.seconds();
+        drop(turn);
         let success = outcome.is_ok();
         match outcome {
-            Ok(answered) if due.contains(&MODELS) => add_all(&answered, readings),
+            Ok(answered) if due.contains(&MODELS) => {
+                let before = readings.len();
+                add_all(&answered, readings);
+                if readings.len() == before {
+                    readings.missing(MODELS, nothing(map.as_deref().unwrap_or_default()));
+                }
+            }
             Ok(_) => {}
             Err(failure) if probe::was_not_tried(&failure) => return Err(failure),
             Err(failure) => {
                 // A device that was changed for another has another map.
-                self.map = None;
+                *map = None;
                 if due.contains(&MODELS) {
                     readings.missing(MODELS, failure);
                 }
@@ -150,24 +125,40 @@ impl Collector for SunSpec {
     }
 }
 
-async fn read_all(device: &mut Client, map: &mut Option<Vec<Found>>) -> Result<Vec<Answered>, Failure> {
+async fn read(bus: &Bus, map: &mut Option<Vec<Found>>, left: Duration) -> Result<Vec<Answered>, Failure> {
+    let mut device = bus.open(left).await?;
     if map.is_none() {
-        *map = Some(chart(device).await?);
+        *map = Some(chart(&mut device).await?);
     }
     let mut answered = Vec::new();
     for found in map.iter().flatten() {
         if models::of(found.number).is_some() {
-            answered.push((*found, registers(device, found.first, found.length.min(MODEL_REGISTERS_MAX)).await?));
+            // With its number and length: where they are others now, so is all that follows.
+            let head = found.first.saturating_sub(HEAD_REGISTERS);
+            let count = found.length.min(MODEL_REGISTERS_MAX) + HEAD_REGISTERS;
+            let mut words = registers(&mut device, head, count).await?;
+            if words.drain(..usize::from(HEAD_REGISTERS)).ne([found.number, found.length]) {
+                let detail = "the map of models changed: read anew at the next poll";
+                return Err(Failure::new(Reason::BadAnswer, detail));
+            }
+            answered.push((*found, words));
         }
     }
     Ok(answered)
 }
 
+/// That a device has models, and none of them anything to tell.
+fn nothing(map: &[Found]) -> Failure {
+    let numbers: Vec<String> = map.iter().map(|found| found.number.to_string()).collect();
+    let has = if numbers.is_empty() { "none".to_owned() } else { numbers.join(", ") };
+    Failure::new(Reason::Unsupported, format!("no number in any model that is read; the device has {has}"))
+}
+
 /// Where a map begins.
-pub(crate) async fn marker(device: &mut Client) -> Result<u16, Failure> {
+async fn marker(device: &mut Connection) -> Result<u16, Failure> {
     for base in BASES {
         // A refusal is an answer: the map may begin elsewhere.
-        if let Ok(words) = request::ask(device, Table::Holding, base, 2).await?
+        if let Ok(words) = device.ask(Table::Holding, base, 2).await?
             && words == MARKER
         {
             return Ok(base);
@@ -178,16 +169,16 @@ pub(crate) async fn marker(device: &mut Client) -> Result<u16, Failure> {
     Err(Failure::new(Reason::BadAnswer, detail))
 }
 
-async fn chart(device: &mut Client) -> Result<Vec<Found>, Failure> {
-    let mut at = marker(device).await?.saturating_add(2);
+async fn chart(device: &mut Connection) -> Result<Vec<Found>, Failure> {
+    let mut at = marker(device).await?.saturating_add(HEAD_REGISTERS);
     let mut map = Vec::new();
     loop {
-        let head = registers(device, at, 2).await?;
+        let head = registers(device, at, HEAD_REGISTERS).await?;
         let (number, length) = (head[0], head[1]);
         if number == END {
             return Ok(map);
         }
-        let first = at.saturating_add(2);
+        let first = at.saturating_add(HEAD_REGISTERS);
         let next = first.checked_add(length).filter(|_| map.len() < MODELS_MAX && (length > 0 || number != 0));
         at = next.ok_or_else(|| {
             let detail = format!("the chain of models goes on and on at register {at}");
@@ -198,14 +189,15 @@ async fn chart(device: &mut Client) -> Result<Vec<Found>, Failure> {
 }
 
 /// So many holding registers, in as many requests as that takes.
-async fn registers(device: &mut Client, first: u16, count: u16) -> Result<Vec<u16>, Failure> {
+async fn registers(device: &mut Connection, first: u16, count: u16) -> Result<Vec<u16>, Failure> {
     let mut words = Vec::with_capacity(usize::from(count));
     while words.len() < usize::from(count) {
         let done = u16::try_from(words.len()).unwrap_or(count);
         let at = first.checked_add(done).ok_or_else(|| {
             Failure::new(Reason::BadAnswer, format!("a model that begins at {first} ends behind register 65535"))
         })?;
-        words.extend(request::ask(device, Table::Holding, at, (count - done).min(REGISTERS_MAX)).await??);
+        let answered = device.ask(Table::Holding, at, (count - done).min(REGISTERS_MAX)).await?;
+        words.extend(answered.map_err(|refused| refused.failure)?);
     }
     Ok(words)
 }
@@ -219,7 +211,7 @@ fn add_all(answered: &[Answered], readings: &mut Readings) {
         *nth += 1;
         let labels = [("index", index.as_str()), ("model", number.as_str())];
         match model {
-            Model::Common => add_common(words, readings),
+            Model::Common => add_common(words, &index, readings),
             Model::Points(points) => add_points(points, words, words, &labels, readings),
             Model::Repeating { points, at, every } => {
                 let repeated = words.get(usize::from(*at)..).unwrap_or_default();
@@ -246,7 +238,7 @@ fn add_points(points: &[Point], block: &[u16], whole: &[u16], labels: &[(&str, &
 }
 
 /// Model 1: who made it.
-fn add_common(words: &[u16], readings: &mut Readings) {
+fn add_common(words: &[u16], index: &str, readings: &mut Readings) {
     let text = |from: usize, registers: usize| -> String {
         let bytes = words.get(from..from + registers).unwrap_or_default().iter().flat_map(|word| word.to_be_bytes());
         let bytes: Vec<u8> = bytes.take_while(|byte| *byte != 0).collect();
@@ -259,8 +251,8 @@ fn add_common(words: &[u16], readings: &mut Readings) {
         ("version", text(40, 8)),
         ("serial", text(48, 16)),
     ];
-    let labels: Vec<(&str, &str)> =
-        texts.iter().filter(|(_, text)| !text.is_empty()).map(|(name, text)| (*name, text.as_str())).collect();
+    let texts = texts.iter().filter(|(_, text)| !text.is_empty()).map(|(name, text)| (*name, text.as_str()));
+    let labels: Vec<(&str, &str)> = texts.chain([("index", index)]).collect();
     readings.sample(MODELS, Family::gauge("sunspec_device_info", ""), &labels, 1.0);
 }
 
@@ -294,24 +286,26 @@ mod tests {
 
     /// A device whose map begins here, and which refuses what is not in it.
     fn device(base: u16, map: Vec<u16>) -> Peer {
-        raw_peer(move |stream| {
-            let mut request = [0; 12];
-            while stream.read_exact(&mut request).is_ok() {
-                let word = |at: usize| usize::from(u16::from_be_bytes([request[at], request[at + 1]]));
-                let words = word(8).checked_sub(usize::from(base)).and_then(|at| map.get(at..at + word(10)));
-                let pdu = match words {
-                    None => vec![request[7] | 0x80, 2],
-                    Some(words) => {
-                        let bytes = words.iter().flat_map(|word| word.to_be_bytes());
-                        [request[7], u8::try_from(2 * words.len()).unwrap()].into_iter().chain(bytes).collect()
-                    }
-                };
-                let length = u16::try_from(pdu.len() + 1).unwrap().to_be_bytes();
-                if stream.write_all(&[&request[..4], &length[..], &request[6..7], &pdu].concat()).is_err() {
-                    return;
+        raw_peer(move |stream| serve(stream, base, &map))
+    }
+
+    fn serve(stream: &mut std::net::TcpStream, base: u16, map: &[u16]) {
+        let mut request = [0; 12];
+        while stream.read_exact(&mut request).is_ok() {
+            let word = |at: usize| usize::from(u16::from_be_bytes([request[at], request[at + 1]]));
+            let words = word(8).checked_sub(usize::from(base)).and_then(|at| map.get(at..at + word(10)));
+            let pdu = match words {
+                None => vec![request[7] | 0x80, 2],
+                Some(words) => {
+                    let bytes = words.iter().flat_map(|word| word.to_be_bytes());
+                    [request[7], u8::try_from(2 * words.len()).unwrap()].into_iter().chain(bytes).collect()
                 }
+            };
+            let length = u16::try_from(pdu.len() + 1).unwrap().to_be_bytes();
+            if stream.write_all(&[&request[..4], &length[..], &request[6..7], &pdu].concat()).is_err() {
+                return;
             }
-        })
+        }
     }
 
     fn stage(peer: &Peer) -> Stage {
@@ -335,7 +329,7 @@ mod tests {
             assert_eq!(polled.value("sunspec_operating_state"), Some(4.0));
             assert_eq!(
                 polled.labelled("sunspec_device_info"),
-                [("device_model=Roof 5,manufacturer=Solar,serial=A7,version=1.2".into(), 1.0)]
+                [("device_model=Roof 5,index=0,manufacturer=Solar,serial=A7,version=1.2".into(), 1.0)]
             );
             assert_eq!((polled.value("probe_success"), polled.missing.len()), (Some(1.0), 0));
         }
@@ -349,6 +343,31 @@ mod tests {
         let polled = polled(40_000, &[model(103, 50, &nothing)]).await;
         let names: Vec<&str> = polled.samples.iter().map(|(series, _)| series.name.as_str()).collect();
         assert_eq!(names, ["probe_success", "probe_duration_seconds"]);
+        let (metric, why) = &polled.missing[0];
+        assert_eq!((metric.as_str(), why.reason), ("models", Reason::Unsupported));
+        assert!(why.detail.contains("the device has 103"), "{why}");
+        let unknown = self::polled(0, &[model(64_001, 3, &[]), model(122, 44, &[])]).await;
+        assert!(unknown.missing[0].1.detail.contains("the device has 64001, 122"), "{}", unknown.missing[0].1);
+        assert!(self::polled(0, &[]).await.missing[0].1.detail.contains("the device has none"));
+    }
+
+    #[tokio::test]
+    async fn a_map_that_changed_is_told_and_read_anew_and_never_taken_for_the_old_one() {
+        let power = |at: u16| model(103, 50, &[(12, 2_345), (13, 0), (at, 7)]);
+        let maps = [map(&[common(), power(40)]), map(&[model(64_001, 4, &[]), common(), power(40)])];
+        let polls = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let shown = std::sync::Arc::clone(&polls);
+        let peer = raw_peer(move |stream| {
+            let map = &maps[shown.fetch_add(1, std::sync::atomic::Ordering::SeqCst).min(1)];
+            serve(stream, 40_000, map);
+        });
+        let mut stage = stage(&peer);
+        assert_eq!(stage.poll_all().await.value("sunspec_ac_power_watts"), Some(2_345.0));
+        let changed = stage.poll_all().await;
+        assert!(changed.missing[0].1.detail.contains("the map of models changed"), "{:?}", changed.missing);
+        assert_eq!((changed.value("sunspec_ac_power_watts"), changed.value("probe_success")), (None, Some(0.0)));
+        let anew = stage.poll_all().await;
+        assert_eq!((anew.value("sunspec_ac_power_watts"), anew.missing.len()), (Some(2_345.0), 0));
     }
 
     #[tokio::test]
@@ -356,7 +375,10 @@ mod tests {
         let mut strings = vec![(0, 0xfffe), (1, 0xffff), (2, 0), (6, 2)];
         strings.extend([(8 + 9, 512), (8 + 10, 3_801), (28 + 9, 400), (28 + 11, 77)]);
         let meter = |watts: u16| model(213, 124, &[(26, watts), (27, 0), (28, 0x4248), (29, 0)]);
-        let polled = polled(40_000, &[model(160, 48, &strings), meter(0x4248), meter(0xc248)]).await;
+        let polled =
+            polled(40_000, &[common(), common(), model(160, 48, &strings), meter(0x4248), meter(0xc248)]).await;
+        assert_eq!(polled.labelled("sunspec_device_info").len(), 2);
+        assert!(polled.labelled("sunspec_device_info")[1].0.contains("index=1"));
         let string = |n: u8| format!("index=0,model=160,string={n}");
         assert_eq!(polled.labelled("sunspec_string_current_amperes"), [(string(1), 5.12), (string(2), 4.0)]);
         assert_eq!(polled.labelled("sunspec_string_voltage_volts"), [(string(1), 380.1)]);
@@ -384,6 +406,22 @@ mod tests {
             let polled = self::polled(40_000, &lie).await;
             assert!(polled.missing[0].1.detail.contains(said), "{}", polled.missing[0].1);
         }
+    }
+
+    #[tokio::test]
+    async fn a_gateway_that_does_not_reach_the_inverter_says_nothing_of_a_marker() {
+        let peer = raw_peer(|stream| {
+            let mut request = [0; 12];
+            while stream.read_exact(&mut request).is_ok() {
+                let answer = [&request[..4], &[0, 3, request[6], 0x83, 0x0b]].concat();
+                if stream.write_all(&answer).is_err() {
+                    return;
+                }
+            }
+        });
+        let polled = stage(&peer).poll_all().await;
+        assert_eq!((polled.missing[0].1.reason, polled.value("probe_success")), (Reason::Unreachable, Some(0.0)));
+        assert!(polled.missing[0].1.detail.contains("unit_id"), "{}", polled.missing[0].1);
     }
 
     #[tokio::test]

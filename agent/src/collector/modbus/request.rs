@@ -7,7 +7,7 @@ use serde::Deserialize;
 use tokio_modbus::client::{self, Client as _};
 use tokio_modbus::{ExceptionCode, Request, Response};
 
-use super::super::{Failure, probe};
+use crate::collector::{Failure, probe};
 
 /// Registers of one request (Modbus Application Protocol V1.1b3, 6.3).
 pub(in super::super) const REGISTERS_MAX: u16 = 125;
@@ -39,13 +39,21 @@ impl Table {
     }
 }
 
+/// That a device refuses a request.
+#[derive(Debug, Clone)]
+pub(in super::super) struct Refused {
+    pub(in super::super) failure: Failure,
+    /// Whether it is about the places: it may give some of them.
+    pub(super) is_of_places: bool,
+}
+
 /// The outer error ends the connection, the inner one concerns this request alone.
-pub(in super::super) async fn ask(
+pub(super) async fn ask(
     device: &mut client::Context,
     table: Table,
     first: u16,
     count: u16,
-) -> Result<Result<Vec<u16>, Failure>, Failure> {
+) -> Result<Result<Vec<u16>, Refused>, Failure> {
     let request = match table {
         Table::Coil => Request::ReadCoils(first, count),
         Table::Discrete => Request::ReadDiscreteInputs(first, count),
@@ -64,15 +72,21 @@ pub(in super::super) async fn ask(
             checked(words, is_whole)
         }
         Ok(Ok(_)) => Err(Failure::new(Reason::BadAnswer, "the answer is to another question")),
+        // Said by the gateway and not by the device, so it is so for every request.
+        Ok(Err(exception @ (ExceptionCode::GatewayPathUnavailable | ExceptionCode::GatewayTargetDevice))) => {
+            let detail = format!("the gateway does not reach this unit_id (exception {})", u8::from(exception));
+            Err(Failure::new(Reason::Unreachable, detail))
+        }
         Ok(Err(exception)) => Ok(Err(refusal(exception, table, first, count))),
         Err(tokio_modbus::Error::Transport(error)) => Err(ended(&error)),
-        Err(error @ tokio_modbus::Error::Protocol(_)) => {
-            Err(Failure::new(Reason::BadAnswer, format!("the answer breaks its protocol: {error}")))
+        // Without what it holds: that is the device's, and for its metrics only.
+        Err(tokio_modbus::Error::Protocol(_)) => {
+            Err(Failure::new(Reason::BadAnswer, "the answer is to another question or of another unit"))
         }
     }
 }
 
-fn checked(words: Vec<u16>, is_whole: bool) -> Result<Result<Vec<u16>, Failure>, Failure> {
+fn checked(words: Vec<u16>, is_whole: bool) -> Result<Result<Vec<u16>, Refused>, Failure> {
     if is_whole {
         return Ok(Ok(words));
     }
@@ -90,20 +104,22 @@ fn ended(error: &io::Error) -> Failure {
 }
 
 /// What the device refuses with (Modbus Application Protocol V1.1b3, 7).
-fn refusal(exception: ExceptionCode, table: Table, first: u16, count: u16) -> Failure {
+fn refusal(exception: ExceptionCode, table: Table, first: u16, count: u16) -> Refused {
     let last = u32::from(first) + u32::from(count) - 1;
     let place = format!("{table:?} {first} to {last}").to_lowercase();
     let what = match exception {
         ExceptionCode::IllegalFunction => "the device does not have this table",
         ExceptionCode::IllegalDataAddress => "the device does not have these addresses",
-        ExceptionCode::GatewayPathUnavailable | ExceptionCode::GatewayTargetDevice => {
-            "the gateway does not reach this unit_id"
-        }
         ExceptionCode::ServerDeviceBusy | ExceptionCode::Acknowledge => "the device is busy",
         ExceptionCode::IllegalDataValue
         | ExceptionCode::ServerDeviceFailure
         | ExceptionCode::MemoryParityError
+        | ExceptionCode::GatewayPathUnavailable
+        | ExceptionCode::GatewayTargetDevice
         | ExceptionCode::Custom(_) => "the device refuses",
     };
-    Failure::new(Reason::Refused, format!("{place}: {what} (exception {})", u8::from(exception)))
+    // A value that is illegal is the count: the device gives fewer at once.
+    let is_of_places = matches!(exception, ExceptionCode::IllegalDataAddress | ExceptionCode::IllegalDataValue);
+    let detail = format!("{place}: {what} (exception {})", u8::from(exception));
+    Refused { failure: Failure::new(Reason::Refused, detail), is_of_places }
 }
