@@ -1,10 +1,12 @@
 //! `ups`: what Network UPS Tools knows of a UPS, asked of its `upsd` by the protocol of RFC 9271.
 //!
 //! Names are nut_exporter's: each numeric variable is a gauge, `battery.charge` becomes `network_ups_tools_battery_charge`,
-//! and each flag of `ups.status` has a series that is 1 or 0. Two metrics: `variables` is what `upsd` says, all of it or a
-//! gap with the reason; `up` tells how that went. Deliberately absent: instant commands and settings, and STARTTLS, which
+//! and each flag of `ups.status` has a series that is 1 or 0. Two metrics: `variables` is what `upsd` says, or a gap with
+//! the reason; `up` tells how that went. Of several UPSs one that `upsd` can't read is told by `network_ups_tools_up` and
+//! costs the others nothing. Deliberately absent: instant commands and settings, and STARTTLS, which
 //! `upsd` offers with certificates that its clients must be given one by one; a password goes over the wire as it is.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,23 +34,29 @@ const PORT: u16 = 3493;
 const LINE_BYTES_MAX: usize = 1 << 10;
 /// UPSs of one `upsd`.
 const UPSES_MAX: usize = 32;
-/// Variables of one UPS; real ones have some fifty.
-const VARIABLES_MAX: usize = 500;
+/// Variables of one UPS; real ones have some fifty, a power distribution unit a dozen an outlet.
+const VARIABLES_MAX: usize = 5_000;
+/// Flags of one status that are on no list.
+const OTHER_FLAGS_MAX: usize = 32;
 /// Index of the metric that is what `upsd` says.
 const VARIABLES: usize = 0;
 /// Index of the metric that tells how it went.
 const UP: usize = 1;
 const PREFIX: &str = "network_ups_tools_";
-/// The flags of `ups.status`, as nut_exporter lists them.
+/// The flags of `ups.status` that are told also where they are not set, as nut_exporter lists them.
 const FLAGS: [&str; 15] =
     ["OL", "OB", "LB", "HB", "RB", "CHRG", "DISCHRG", "BYPASS", "CAL", "OFF", "OVER", "TRIM", "BOOST", "FSD", "SD"];
 /// Variables that are words and name the device: labels of `network_ups_tools_device_info`.
-const INFO: [(&str, &str); 5] = [
+const INFO: [(&str, &str); 9] = [
     ("device.mfr", "mfr"),
     ("device.model", "model"),
     ("device.serial", "serial"),
     ("device.type", "type"),
     ("device.description", "description"),
+    ("device.contact", "contact"),
+    ("device.location", "location"),
+    ("device.part", "part"),
+    ("device.macaddr", "macaddr"),
 ];
 
 #[derive(Deserialize)]
@@ -111,8 +119,10 @@ struct Ups {
     limit: Duration,
 }
 
-/// One UPS and its variables.
-type Told = (String, Vec<(String, String)>);
+/// Names and values, as `upsd` lists them.
+type Variables = Vec<(String, String)>;
+/// One UPS and its variables, or why `upsd` has none.
+type Told = (String, Result<Variables, Failure>);
 
 impl Ups {
     async fn ask(&self) -> Result<Vec<Told>, Failure> {
@@ -130,16 +140,24 @@ impl Ups {
         }
         let upses = match &self.ups {
             Some(ups) => vec![ups.clone()],
-            None => upsd.upses().await?,
+            None => upsd.upses().await??,
         };
+        if upses.is_empty() {
+            return Err(Failure::new(Reason::Refused, "upsd has no UPS: see ups.conf, and `upsc -l`"));
+        }
         let mut told = Vec::with_capacity(upses.len());
         for ups in upses {
             let variables = upsd.variables(&ups).await?;
+            let named = |why: Failure| Failure::new(why.reason, format!("{ups}: {}", why.detail));
+            let variables = variables.map_err(named);
             told.push((ups, variables));
         }
         // Politeness: what it answers is of no interest.
         upsd.lines.send("LOGOUT").await.ok();
-        Ok(told)
+        match told.iter().find_map(|(_, variables)| variables.as_ref().err()) {
+            Some(first) if told.iter().all(|(_, variables)| variables.is_err()) => Err(first.clone()),
+            _ => Ok(told),
+        }
     }
 
     async fn poll_all(&self, due: &[usize], readings: &mut Readings) -> Result<(), Failure> {
@@ -149,7 +167,15 @@ impl Ups {
         let success = outcome.is_ok();
         match outcome {
             Ok(told) if due.contains(&VARIABLES) => {
-                told.iter().for_each(|(ups, variables)| add(ups, variables, readings));
+                for (ups, variables) in &told {
+                    let family = Family::gauge("network_ups_tools_up", "");
+                    let is_up = f64::from(u8::from(variables.is_ok()));
+                    readings.sample(VARIABLES, family, &[("ups", ups)], is_up);
+                    match variables {
+                        Ok(variables) => add(ups, variables, readings),
+                        Err(failure) => tracing::debug!(%failure, "a UPS that upsd can't read"),
+                    }
+                }
             }
             Ok(_) => {}
             Err(failure) if probe::was_not_tried(&failure) => return Err(failure),
@@ -172,11 +198,9 @@ impl Collector for Ups {
 fn add(ups: &str, variables: &[(String, String)], readings: &mut Readings) {
     let value = |name: &str| variables.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str());
     for (name, text) in variables {
-        let Ok(number) = text.parse::<f64>() else { continue };
-        if number.is_finite() {
-            let metric = format!("{PREFIX}{}", name.replace(['.', '-'], "_"));
-            readings.sample(VARIABLES, Family::gauge(&metric, unit(name)), &[("ups", ups)], number);
-        }
+        let Some(number) = number(text) else { continue };
+        let metric = format!("{PREFIX}{}", name.replace(['.', '-'], "_"));
+        readings.sample(VARIABLES, Family::gauge(&metric, unit(name)), &[("ups", ups)], number);
     }
     if let Some(status) = value("ups.status") {
         let family = Family::gauge("network_ups_tools_ups_status", "");
@@ -184,10 +208,25 @@ fn add(ups: &str, variables: &[(String, String)], readings: &mut Readings) {
             let is_set = status.split_ascii_whitespace().any(|set| set == flag);
             readings.sample(VARIABLES, family, &[("flag", flag), ("ups", ups)], f64::from(u8::from(is_set)));
         }
+        let others = status.split_ascii_whitespace().filter(|flag| is_word(flag) && !FLAGS.contains(flag));
+        for flag in others.collect::<BTreeSet<&str>>().into_iter().take(OTHER_FLAGS_MAX) {
+            readings.sample(VARIABLES, family, &[("flag", flag), ("ups", ups)], 1.0);
+        }
     }
     let info = INFO.iter().filter_map(|(variable, label)| Some((*label, value(variable).filter(|v| !v.is_empty())?)));
     let labels: Vec<(&str, &str)> = info.chain([("ups", ups)]).collect();
     readings.sample(VARIABLES, Family::gauge("network_ups_tools_device_info", ""), &labels, 1.0);
+}
+
+/// The number that a value is, as nut_exporter's library sees it: a serial such as `4E0012` or one of thirty digits is none.
+fn number(text: &str) -> Option<f64> {
+    match text.trim() {
+        "enabled" => Some(1.0),
+        "disabled" => Some(0.0),
+        text if text.bytes().any(|b| !b.is_ascii_digit() && !matches!(b, b'-' | b'.')) => None,
+        text if text.contains('.') => text.parse().ok().filter(|number: &f64| number.is_finite()),
+        text => text.parse::<i64>().ok().map(|number| number as f64),
+    }
 }
 
 /// The unit of a variable, by the names that NUT gives them.
@@ -219,38 +258,48 @@ impl Upsd {
         self.lines.send(question).await.map_err(|error| failure_of(&error))
     }
 
-    async fn line(&mut self) -> Result<String, Failure> {
+    /// A line, or what `upsd` refuses with instead; the outer error ends the connection.
+    async fn line(&mut self) -> Result<Result<String, Failure>, Failure> {
         let line = match self.lines.next().await {
             None => return Err(Failure::new(Reason::BadAnswer, "upsd closed the connection amid its answer")),
             Some(line) => line.map_err(|error| failure_of(&error))?,
         };
-        match line.strip_prefix("ERR ") {
+        Ok(match line.strip_prefix("ERR ") {
             None => Ok(line),
             Some(error) => Err(refusal(error)),
-        }
+        })
     }
 
     async fn expect_ok(&mut self, question: &str) -> Result<(), Failure> {
         self.ask(question).await?;
-        match self.line().await?.as_str() {
+        match self.line().await??.as_str() {
             line if line == "OK" || line.starts_with("OK ") => Ok(()),
             other => Err(unexpected(other)),
         }
     }
 
-    /// What stands between `BEGIN LIST …` and `END LIST …`, item by item, without what each begins with.
-    async fn list<T>(&mut self, what: &str, most: usize, read: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, Failure> {
+    /// What stands between `BEGIN LIST …` and `END LIST …`, item by item, without what each begins with; or that `upsd`
+    /// refuses that list.
+    async fn list<T>(
+        &mut self,
+        what: &str,
+        most: usize,
+        read: impl Fn(&str) -> Option<T>,
+    ) -> Result<Result<Vec<T>, Failure>, Failure> {
         self.ask(&format!("LIST {what}")).await?;
-        let begin = self.line().await?;
+        let begin = match self.line().await? {
+            Ok(begin) => begin,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
         if begin != format!("BEGIN LIST {what}") {
             return Err(unexpected(&begin));
         }
         let (prefix, end) = (format!("{what} "), format!("END LIST {what}"));
         let mut items = Vec::new();
         loop {
-            let line = self.line().await?;
+            let line = self.line().await??;
             if line == end {
-                return Ok(items);
+                return Ok(Ok(items));
             }
             if items.len() >= most {
                 return Err(Failure::new(Reason::BadAnswer, format!("upsd lists more than {most} of {what}")));
@@ -260,12 +309,12 @@ impl Upsd {
         }
     }
 
-    async fn upses(&mut self) -> Result<Vec<String>, Failure> {
+    async fn upses(&mut self) -> Result<Result<Vec<String>, Failure>, Failure> {
         let name = |item: &str| item.split(' ').next().filter(|name| is_word(name)).map(str::to_owned);
         self.list("UPS", UPSES_MAX, name).await
     }
 
-    async fn variables(&mut self, ups: &str) -> Result<Vec<(String, String)>, Failure> {
+    async fn variables(&mut self, ups: &str) -> Result<Result<Variables, Failure>, Failure> {
         self.list(&format!("VAR {ups}"), VARIABLES_MAX, variable).await
     }
 }
@@ -311,9 +360,9 @@ fn failure_of(error: &LinesCodecError) -> Failure {
     }
 }
 
+/// Without what it says: any port of the house may be asked, and what listens there may say what is nobody's business.
 fn unexpected(line: &str) -> Failure {
-    let shown: String = line.chars().take(60).collect();
-    Failure::new(Reason::BadAnswer, format!("not what upsd says here: `{}`", shown.escape_debug()))
+    Failure::new(Reason::BadAnswer, format!("a line of {} bytes, which is not what upsd says here", line.len()))
 }
 
 /// What `upsd` refuses with, and what to do (RFC 9271, section 4.2).
@@ -324,15 +373,15 @@ fn refusal(error: &str) -> Failure {
             (Reason::Refused, "upsd refuses this user or address: see upsd.users and LISTEN in upsd.conf")
         }
         "UNKNOWN-UPS" => (Reason::Refused, "upsd has no UPS of this name: `upsc -l` lists them"),
-        "DATA-STALE" => (Reason::Refused, "upsd has no fresh data: its driver has lost the UPS"),
+        "DATA-STALE" => (Reason::Refused, "upsd has no fresh data: its driver has lost the UPS, see the cable"),
         "DRIVER-NOT-CONNECTED" => (Reason::Refused, "the UPS's driver does not run: see `upsdrvctl`"),
         "INVALID-PASSWORD" | "INVALID-USERNAME" | "USERNAME-REQUIRED" | "PASSWORD-REQUIRED" => {
             (Reason::Refused, "upsd refuses the user or the password")
         }
-        _ => {
-            let shown: String = error.chars().take(60).collect();
-            return Failure::new(Reason::Refused, format!("upsd says `{}`", shown.escape_debug()));
+        word if word.len() <= 40 && word.bytes().all(|b| b.is_ascii_uppercase() || b == b'-') => {
+            return Failure::new(Reason::Refused, format!("upsd says {word}"));
         }
+        _ => (Reason::Refused, "upsd refuses with an error that it has no word for"),
     };
     Failure::new(reason, what)
 }
@@ -380,8 +429,13 @@ mod tests {
                     "battery.runtime \"1200\"",
                     "device.mfr \"Eaton \\\"E\\\"\"",
                     "input.voltage \"231.4\"",
-                    "ups.status \"OB DISCHRG\"",
-                    "ups.serial \"12e4567\"",
+                    "ups.status \"OB ALARM DISCHRG ALARM\"",
+                    "ups.serial \"4E0012\"",
+                    "device.serial \"123456789012345678901234567890\"",
+                    "device.macaddr \"00:20:85:00:00:01\"",
+                    "device.location \"attic\"",
+                    "ups.load \" 12 \"",
+                    "ups.firmware \"1.2.3\"",
                     "ups.beeper.status \"enabled\"",
                     "ups.delay.start \"inf\"",
                 ],
@@ -397,11 +451,44 @@ mod tests {
         let set: Vec<_> =
             polled.labelled("network_ups_tools_ups_status").into_iter().filter(|(_, value)| *value > 0.5).collect();
         let names: Vec<&str> = set.iter().map(|(labels, _)| labels.as_str()).collect();
-        assert_eq!(names, ["flag=OB,ups=rack", "flag=DISCHRG,ups=rack", "flag=OL,ups=desk"]);
-        assert!(polled.labelled("network_ups_tools_device_info").iter().any(|(l, _)| l == "mfr=Eaton \"E\",ups=rack"));
-        assert_eq!(polled.value("network_ups_tools_ups_beeper_status"), None);
-        assert_eq!(polled.value("network_ups_tools_ups_delay_start"), None);
+        assert_eq!(names, ["flag=OB,ups=rack", "flag=DISCHRG,ups=rack", "flag=ALARM,ups=rack", "flag=OL,ups=desk"]);
+        let info =
+            "location=attic,macaddr=00:20:85:00:00:01,mfr=Eaton \"E\",serial=123456789012345678901234567890,ups=rack";
+        assert!(polled.labelled("network_ups_tools_device_info").iter().any(|(labels, _)| labels == info));
+        assert_eq!(polled.value("network_ups_tools_ups_beeper_status"), Some(1.0));
+        assert_eq!(polled.value("network_ups_tools_ups_load"), Some(12.0));
+        for name in ["ups_delay_start", "ups_serial", "ups_firmware", "device_serial"] {
+            assert_eq!(polled.value(&format!("network_ups_tools_{name}")), None, "{name}");
+        }
         assert_eq!(polled.value("probe_success"), Some(1.0));
+    }
+
+    #[tokio::test]
+    async fn a_ups_whose_driver_is_dead_is_told_and_costs_the_others_nothing() {
+        let answer = |dead: &'static [&'static str]| {
+            upsd(move |line| match line {
+                "LIST UPS" => listing("UPS", &["rack \"\"", "desk \"\""]),
+                "LOGOUT" => Some("OK Goodbye\n".into()),
+                _ if dead.iter().any(|ups| line.ends_with(ups)) => Some("ERR DRIVER-NOT-CONNECTED\n".into()),
+                _ => listing(line.strip_prefix("LIST ").unwrap(), &["battery.charge \"87\""]),
+            })
+        };
+        let polled = stage(&answer(&["rack"]), "").poll_all().await;
+        assert_eq!(polled.labelled("network_ups_tools_up"), [("ups=rack".into(), 0.0), ("ups=desk".into(), 1.0)]);
+        assert_eq!(polled.labelled("network_ups_tools_battery_charge"), [("ups=desk".into(), 87.0)]);
+        assert_eq!((polled.value("probe_success"), polled.missing.len()), (Some(1.0), 0));
+        let polled = stage(&answer(&["rack", "desk"]), "").poll_all().await;
+        let (_, failure) = &polled.missing[0];
+        assert!(failure.detail.starts_with("rack: the UPS's driver does not run: see `upsdrvctl`"), "{failure}");
+        assert_eq!((polled.value("probe_success"), polled.value("network_ups_tools_up")), (Some(0.0), None));
+    }
+
+    #[tokio::test]
+    async fn an_upsd_without_any_ups_is_a_gap_that_says_so() {
+        let peer = upsd(|line| if line == "LIST UPS" { listing("UPS", &[]) } else { Some("OK Goodbye\n".into()) });
+        let polled = stage(&peer, "").poll_all().await;
+        assert_eq!(polled.missing[0].1.detail, "upsd has no UPS: see ups.conf, and `upsc -l`");
+        assert_eq!(polled.value("probe_success"), Some(0.0));
     }
 
     #[tokio::test]
@@ -411,11 +498,12 @@ mod tests {
             (Some("ERR DATA-STALE\n"), Reason::Refused, "lost the UPS"),
             (Some("ERR ACCESS-DENIED\n"), Reason::Refused, "upsd.users"),
             (Some("ERR SOMETHING-NEW\n"), Reason::Refused, "SOMETHING-NEW"),
-            (Some("BEGIN LIST VAR other\n"), Reason::BadAnswer, "not what upsd says"),
-            (Some("BEGIN LIST VAR rack\nVAR rack battery.charge 87\n"), Reason::BadAnswer, "not what upsd says"),
-            (Some("BEGIN LIST VAR rack\nVAR rack a\u{7f}b \"1\"\n"), Reason::BadAnswer, "not what upsd says"),
+            (Some("BEGIN LIST VAR other\n"), Reason::BadAnswer, "not what upsd says here"),
+            (Some("BEGIN LIST VAR rack\nVAR rack battery.charge 87\n"), Reason::BadAnswer, "not what upsd says here"),
+            (Some("BEGIN LIST VAR rack\nVAR rack a\u{7f}b \"1\"\n"), Reason::BadAnswer, "not what upsd says here"),
             (Some("BEGIN LIST VAR rack\n"), Reason::Timeout, "within"),
-            (Some("HTTP/1.1 400 Bad Request\r\n"), Reason::BadAnswer, "HTTP/1.1"),
+            (Some("HTTP/1.1 400 Bad Request\r\n"), Reason::BadAnswer, "a line of 24 bytes"),
+            (Some("ERR secret=hunter2\n"), Reason::Refused, "no word for"),
             (None, Reason::BadAnswer, "amid its answer"),
         ] {
             let peer = upsd(move |_| answer.map(str::to_owned));
@@ -432,11 +520,11 @@ mod tests {
         let long = upsd(|_| Some(format!("{}\n", "x".repeat(5_000))));
         assert!(stage(&long, "").poll_all().await.missing[0].1.detail.contains("more than 1024 bytes"));
         let many = upsd(|line| {
-            let items: String = (0..2_000).map(|n| format!("VAR rack v{n} \"1\"\n")).collect();
+            let items: String = (0..6_000).map(|n| format!("VAR rack v{n} \"1\"\n")).collect();
             (line == "LIST VAR rack").then(|| format!("BEGIN LIST VAR rack\n{items}"))
         });
         let polled = stage(&many, "ups = \"rack\"").poll_all().await;
-        assert!(polled.missing[0].1.detail.contains("more than 500"), "{}", polled.missing[0].1);
+        assert!(polled.missing[0].1.detail.contains("more than 5000"), "{}", polled.missing[0].1);
         let flood = upsd(|_| listing("UPS", &["a \"\""; 100]));
         assert!(stage(&flood, "").poll_all().await.missing[0].1.detail.contains("more than 32"));
     }
