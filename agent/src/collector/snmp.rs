@@ -21,7 +21,7 @@ use satellite_shared::metric::is_label_name;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use self::conversation::{Conversation, Question, Session, Tally};
+use self::conversation::{Conversation, Grasp, Question, Session, Tally};
 use self::login::{Auth, Login, Privacy};
 use self::mib::Module;
 use self::oid::{Data, Oid, dotted};
@@ -136,6 +136,7 @@ fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
         sources,
         limit: probe::limit(device.timeout),
         kept: None,
+        grasp: Grasp::default(),
     };
     Ok(Built { collector: Box::new(snmp), metrics })
 }
@@ -149,6 +150,7 @@ struct Snmp {
     sources: Vec<Source>,
     limit: Duration,
     kept: Option<Kept>,
+    grasp: Grasp,
 }
 
 /// A session for the next poll, and the secrets that it was made with.
@@ -173,9 +175,14 @@ impl Snmp {
         let secrets = credentials.secrets().to_vec();
         let session = kept.filter(|kept| kept.is_of(&secrets)).map(|kept| kept.session);
         let Told { metrics, tally } = told;
-        let mut conversation = Conversation::new(&self.login, credentials, addresses, session, self.limit, tally);
-        self.talk(due, &mut conversation, metrics, readings).await?;
-        self.kept = conversation.keep().map(|session| Kept { session, secrets });
+        let mut grasp = self.grasp;
+        let mut conversation =
+            Conversation::new(&self.login, credentials, addresses, session, self.limit, &mut grasp, tally);
+        let outcome = self.talk(due, &mut conversation, metrics, readings).await;
+        let session = conversation.keep();
+        self.grasp = grasp;
+        outcome?;
+        self.kept = session.map(|session| Kept { session, secrets });
         Ok(())
     }
 
@@ -283,8 +290,13 @@ fn value_of(oid: &Oid, data: &Data) -> Result<f64, Failure> {
             ))
         }
         None => {
-            let text: String = data.text().chars().take(40).collect();
-            Err(Failure::new(Reason::BadAnswer, format!("{oid} is no number: `{}`", text.escape_debug())))
+            // Without what it says: a configuration may name any object, and some hold what is nobody's business.
+            let what = match data {
+                Data::Octets(octets) => format!("a text of {} bytes", octets.len()),
+                Data::Name(_) => "the name of another object".to_owned(),
+                Data::Number(_) | Data::Absent | Data::End | Data::Other => "something else".to_owned(),
+            };
+            Err(Failure::new(Reason::BadAnswer, format!("{oid} is no number: it is {what}")))
         }
     }
 }
@@ -302,6 +314,10 @@ async fn column(
         if let Some(value) = cells.first().and_then(Data::number) {
             number.add(metric, Some((label, &dotted(index))), value, readings);
         }
+    }
+    if !table.is_empty() && readings.len() == before {
+        let detail = format!("no number in any row of {oid}");
+        return Err(Ended::This(Failure::new(Reason::BadAnswer, detail)));
     }
     Ok(readings.len() - before)
 }
@@ -405,17 +421,26 @@ mod tests {
         polled_in_part(port, more, None)
     }
 
-    /// Polls with a deep stack: the library keeps its datagrams there, and copies them where nothing is optimised.
     fn polled_in_part(port: u16, more: &str, due: Option<usize>) -> Polled {
+        polled_again(port, more, &[due]).remove(0)
+    }
+
+    /// Polls with a deep stack: the library keeps its datagrams there, and copies them where nothing is optimised.
+    fn polled_again(port: u16, more: &str, polls: &[Option<usize>]) -> Vec<Polled> {
         let device = format!("collector = \"snmp\"\naddress = \"127.0.0.1:{port}\"\ntimeout = \"3s\"\n{more}");
+        let polls = polls.to_vec();
         let poll = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let mut stage = Stage::new(&device, &[port]).unwrap();
             runtime.block_on(async {
-                match due {
-                    None => stage.poll_all().await,
-                    Some(metric) => stage.poll(&[metric]).await,
+                let mut polled = Vec::new();
+                for due in polls {
+                    polled.push(match due {
+                        None => stage.poll_all().await,
+                        Some(metric) => stage.poll(&[metric]).await,
+                    });
                 }
+                polled
             })
         };
         std::thread::Builder::new().stack_size(16 << 20).spawn(poll).unwrap().join().unwrap()
@@ -503,6 +528,7 @@ mod tests {
             metric("gone", "oid = \"1.3.6.1.4.1.9.9\""),
             metric("gone_column", "oid = \"1.3.6.1.4.1.9.9\"\nindex = \"i\""),
             metric("text", "oid = \"1.3.6.1.2.1.1.1.0\""),
+            metric("texts", "oid = \"1.3.6.1.2.1.2.2.1.2\"\nindex = \"ifIndex\""),
         ];
         let polled = polled(honest(SWITCH), &metrics.concat());
         assert_eq!((polled.value("room_celsius"), polled.value("sysUpTime")), (Some(2.5), Some(4711.0)));
@@ -511,13 +537,30 @@ mod tests {
             ("gone", Reason::Unsupported, "nothing at 1.3.6.1.4.1.9.9, or its view"),
             ("gone", Reason::Unsupported, "a single value ends with .0"),
             ("gone_column", Reason::Unsupported, "nothing at 1.3.6.1.4.1.9.9"),
-            ("text", Reason::BadAnswer, "1.3.6.1.2.1.1.1.0 is no number: `A switch`"),
+            ("text", Reason::BadAnswer, "1.3.6.1.2.1.1.1.0 is no number: it is a text of 9 bytes"),
+            ("texts", Reason::BadAnswer, "no number in any row of 1.3.6.1.2.1.2.2.1.2"),
             ("ups_mib", Reason::Unsupported, "nothing at 1.3.6.1.2.1.33"),
         ] {
             let (_, failure) = polled.missing.iter().find(|(name, _)| name == metric).unwrap();
             assert!(failure.reason == reason && failure.detail.contains(said), "{metric}: {failure}");
         }
-        assert_eq!((polled.missing.len(), polled.value("probe_success")), (4, Some(1.0)));
+        assert_eq!((polled.missing.len(), polled.value("probe_success")), (5, Some(1.0)));
+    }
+
+    #[test]
+    fn a_card_that_drops_long_questions_is_asked_for_less_and_by_that_from_then_on() {
+        let objects = objects(SWITCH);
+        let port = device(move |_, question| match names(question).len() {
+            0..=3 => vec![truth(&objects, question)],
+            _ => vec![],
+        });
+        // A module of seven values: seven are dropped, then it is one by one.
+        let polled = polled_again(port, "modules = [\"system\"]", &[None, None]);
+        for (polled, sent, retried) in [(&polled[0], 8.0, 1.0), (&polled[1], 7.0, 0.0)] {
+            assert_eq!((polled.value("sysUpTime"), polled.missing.len()), (Some(4711.0), 0));
+            assert_eq!(polled.value("snmp_scrape_packets_sent"), Some(sent));
+            assert_eq!(polled.value("snmp_scrape_packets_retried"), Some(retried));
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Questions and answers over UDP, where either can get lost.
 //!
-//! A question without an answer is asked again, twice, with more patience each time. Every time it goes out by a socket
+//! A question without an answer is asked again, twice, with more patience each time, and for fewer values where the device
+//! has not shown that it takes as many: small cards drop what is too long for them and say nothing. Every time it goes out by a socket
 //! of its own: what answers the first asking late can't be taken for the answer to the second. The socket is
 //! connected, so that nobody but the device is heard. A user's session, whose keys take a megabyte of hashing, is kept
 //! from poll to poll; it is given up at the first thing that goes wrong, and made anew.
@@ -17,6 +18,7 @@ use tokio::time::Instant;
 
 use super::login::{Credentials, Login};
 use super::oid::{Data, Oid};
+use super::walk::VALUES_MAX;
 use crate::collector::{Failure, probe};
 
 /// How often a question is asked.
@@ -48,6 +50,14 @@ impl Question<'_> {
         }
     }
 
+    /// The same for so many names, where it is a GET for more.
+    fn cut(&self, most: usize) -> Self {
+        match *self {
+            Self::Get(names) => Self::Get(&names[..names.len().min(most)]),
+            Self::Bulk(names, times) => Self::Bulk(names, times),
+        }
+    }
+
     /// The most that an answer to it can hold.
     fn most(&self) -> usize {
         match self {
@@ -63,8 +73,38 @@ pub(super) struct Answer {
     pub(super) status: u32,
     /// Which of the names that concerns, counted from 1.
     pub(super) at: u32,
+    /// For how many of the names that were asked about, from the first.
+    pub(super) asked: usize,
     /// Names and what stands there.
     pub(super) bindings: Vec<(Oid, Data)>,
+}
+
+/// How many values a device gives by one GET, as far as it has shown.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Grasp {
+    /// More are not asked for.
+    most: usize,
+    /// So many it has answered to: silence after that is a question that was lost.
+    shown: usize,
+}
+
+impl Default for Grasp {
+    fn default() -> Self {
+        Self { most: VALUES_MAX, shown: 0 }
+    }
+}
+
+impl Grasp {
+    /// From 16 to one within the askings of a question.
+    fn on_silence(&mut self, asked: usize) {
+        if asked > self.shown {
+            self.most = (asked / 4).max(1);
+        }
+    }
+
+    fn on_answer(&mut self, asked: usize) {
+        self.shown = self.shown.max(asked);
+    }
 }
 
 /// A user's session with a device.
@@ -84,6 +124,9 @@ pub(super) struct Conversation<'a> {
     has_answered: bool,
     session: Option<Session>,
     wait: Duration,
+    grasp: Grasp,
+    /// What of it is of use to the next poll: nothing, where nobody answered.
+    known_grasp: &'a mut Grasp,
     tally: &'a mut Tally,
 }
 
@@ -111,6 +154,7 @@ impl<'a> Conversation<'a> {
         addresses: Vec<SocketAddr>,
         kept: Option<Session>,
         limit: Duration,
+        known_grasp: &'a mut Grasp,
         tally: &'a mut Tally,
     ) -> Self {
         let kept = kept.filter(|kept| addresses.contains(&kept.address) && kept.heard.elapsed() < KEPT_FOR);
@@ -124,6 +168,8 @@ impl<'a> Conversation<'a> {
             session: kept,
             // Three askings, each twice as patient as the one before, and a rest to say so.
             wait: limit / 9,
+            grasp: *known_grasp,
+            known_grasp,
             tally,
         }
     }
@@ -133,14 +179,20 @@ impl<'a> Conversation<'a> {
         self.session.filter(|_| matches!(self.credentials, Credentials::User(..)))
     }
 
-    /// Asks until there is an answer.
+    /// Asks until there is an answer; it may be about the first names alone.
     pub(super) async fn ask(&mut self, question: &Question<'_>) -> Result<Answer, Failure> {
         let mut asking = 1;
         loop {
             let was_kept = self.session.is_some() && !self.has_answered;
-            let trouble = match self.ask_once(question).await {
+            let question = question.cut(self.grasp.most);
+            let asked = question.names().len();
+            let trouble = match self.ask_once(&question).await {
                 Ok(answer) => {
                     self.has_answered = true;
+                    if matches!(question, Question::Get(_)) {
+                        self.grasp.on_answer(asked);
+                        *self.known_grasp = self.grasp;
+                    }
                     return Ok(answer);
                 }
                 Err(trouble) => trouble,
@@ -158,6 +210,9 @@ impl<'a> Conversation<'a> {
             }
             if matches!(trouble, Trouble::Silence) && !is_elsewhere {
                 self.wait *= 2;
+                if matches!(question, Question::Get(_)) {
+                    self.grasp.on_silence(asked);
+                }
             }
             if !self.has_answered && !was_kept {
                 self.chosen = (self.chosen + 1) % self.addresses.len().max(1);
@@ -253,10 +308,13 @@ async fn meet(address: SocketAddr, id: i32, mut security: v3::Security) -> Resul
     socket.send(&who_are_you(id)).await.map_err(Trouble::Socket)?;
     let mut report = [0; REPORT_BYTES_MAX];
     let length = socket.recv(&mut report).await.map_err(Trouble::Socket)?;
-    match Pdu::from_bytes_with_security(&report[..length], Some(&mut security)) {
-        Ok(_) | Err(Error::AuthUpdated) => {}
-        Err(error) => return Err(Trouble::Wire(error)),
-    }
+    // A megabyte of hashing for each password: not where everything else waits for it.
+    let work = move || match Pdu::from_bytes_with_security(&report[..length], Some(&mut security)) {
+        Ok(_) | Err(Error::AuthUpdated) => Ok(security),
+        Err(error) => Err(Trouble::Wire(error)),
+    };
+    let ended = |_| Trouble::Socket(std::io::ErrorKind::Other.into());
+    let security = tokio::task::spawn_blocking(work).await.map_err(ended)??;
     let is_clock = |value: i64| (0..=i64::from(i32::MAX)).contains(&value);
     let is_engine = ENGINE_BYTES.contains(&security.engine_id().len());
     if is_engine && is_clock(security.engine_boots()) && is_clock(security.engine_time()) {
@@ -283,11 +341,11 @@ async fn put(session: &mut AsyncSession, question: &Question<'_>) -> Result<Answ
         Question::Get(_) => session.get_many(&names).await?,
         Question::Bulk(_, times) => session.getbulk(&names, 0, *times).await?,
     };
-    read(&answer, question.most())
+    read(&answer, question)
 }
 
-/// Reads an answer that may hold so many bindings.
-fn read(answer: &Pdu<'_>, most: usize) -> Result<Answer, Error> {
+fn read(answer: &Pdu<'_>, question: &Question<'_>) -> Result<Answer, Error> {
+    let most = question.most();
     let mut bindings = Vec::new();
     if answer.error_status == 0 {
         for (name, value) in answer.varbinds.clone() {
@@ -297,5 +355,6 @@ fn read(answer: &Pdu<'_>, most: usize) -> Result<Answer, Error> {
             bindings.push(Data::read(&name, &value).ok_or(Error::AsnParse)?);
         }
     }
-    Ok(Answer { status: answer.error_status, at: answer.error_index, bindings })
+    let asked = question.names().len();
+    Ok(Answer { status: answer.error_status, at: answer.error_index, asked, bindings })
 }

@@ -12,8 +12,8 @@ use super::conversation::{Answer, Conversation, Question};
 use super::oid::{Data, Oid};
 use crate::collector::Failure;
 
-/// Values of one GET.
-const VALUES_MAX: usize = 16;
+/// Values of one GET, unless the device takes fewer.
+pub(super) const VALUES_MAX: usize = 16;
 /// Columns that are walked side by side.
 const COLUMNS_MAX: usize = 6;
 /// Values of one GETBULK: what fits a datagram that no router has to cut.
@@ -59,20 +59,20 @@ pub(super) async fn values(conversation: &mut Conversation<'_>, names: &[Oid]) -
     let mut most = VALUES_MAX;
     while !left.is_empty() {
         let some = &left[..left.len().min(most)];
-        let asked: Vec<Oid> = some.iter().map(|&place| names[place].clone()).collect();
-        let Answer { status, at, bindings } = conversation.ask(&Question::Get(&asked)).await?;
-        let stumbled = usize::try_from(at).ok().and_then(|at| at.checked_sub(1)).filter(|at| *at < some.len());
+        let some: Vec<Oid> = some.iter().map(|&place| names[place].clone()).collect();
+        let Answer { status, at, asked, bindings } = conversation.ask(&Question::Get(&some)).await?;
+        let asked = &some[..asked.min(some.len())];
+        let stumbled = usize::try_from(at).ok().and_then(|at| at.checked_sub(1)).filter(|at| *at < asked.len());
         match (status, stumbled) {
             (0, _) => {
-                if bindings.len() != asked.len() || bindings.iter().zip(&asked).any(|((name, _), own)| name != own) {
+                if bindings.len() != asked.len() || bindings.iter().zip(asked).any(|((name, _), own)| name != own) {
                     return Err(bad("the answer is to another question"));
                 }
-                for (&place, (_, data)) in some.iter().zip(bindings) {
+                for (place, (_, data)) in left.drain(..asked.len()).zip(bindings) {
                     found[place] = data;
                 }
-                left.drain(..asked.len());
             }
-            (TOO_BIG, _) if most > 1 => most /= 2,
+            (TOO_BIG, _) if asked.len() > 1 => most = asked.len() / 2,
             (TOO_BIG | NO_SUCH_NAME | GENERAL, stumbled) => {
                 left.remove(stumbled.unwrap_or(0));
             }
