@@ -181,6 +181,10 @@ fn modbus(dir: &Path) -> Result<()> {
             .flatten()
             .any(|gap| gap["metric"] == "nowhere" && gap["reason"] == "refused"))
     })?;
+    // One beside the others, in one request with them: it is refused, and they are read.
+    house.configure(&format!("{device}[[device.metric]]\nname = \"beside\"\nregister = 105\n"))?;
+    let refused = probed(&house, "plc")?.err().context("a register that is not there was read")?;
+    ensure!(refused.contains("holding 105 to 105: the device does not have these addresses"), "{refused}");
     house.configure(&device.replace("every = \"1s\"", "every = \"1s\"\nunit_id = 9"))?;
     wait::until_true("a unit that is not there", SOON, || Ok(probed(&house, "plc")?.is_err()))?;
     let verdict = house.finish(&[])?;
