@@ -1,9 +1,10 @@
 //! `modbus`: registers and coils of a device, over Modbus TCP (Modbus Messaging on TCP/IP Implementation Guide V1.0b).
 //!
 //! Each metric names a place and how to read it. What lies close together is read by one request of at most 125 registers
-//! or 2,000 coils, one after the other. Devices behind one address take turns: many devices, and every gateway to an RS-485
-//! bus, serve one at a time. Only functions 1 to 4 are ever sent. Deliberately absent: writing, and places that are counted from 1 with the table's
-//! digit before them, such as 40001, which mean address 0 of the holding registers.
+//! or 2,000 coils, one after the other; where a device refuses that for the places in it, it is asked in parts, and from
+//! then on in those at once. Devices behind one address take turns: many devices, and every gateway to an RS-485 bus,
+//! serve one at a time. Only functions 1 to 4 are ever sent. Deliberately absent: writing, and places that are counted
+//! from 1 with the table's digit before them, such as 40001, which mean address 0 of the holding registers.
 
 pub(super) mod bus;
 pub(super) mod request;
@@ -598,6 +599,13 @@ mod tests {
         assert_eq!((lively.value("a"), lively.value("probe_success")), (Some(1.0), Some(1.0)));
         let (waited, asked) = (silent.value("probe_duration_seconds"), lively.value("probe_duration_seconds"));
         assert!(asked < waited, "{asked:?} is not without the wait for {waited:?}");
+    }
+
+    #[tokio::test]
+    async fn the_bus_rests_between_two_requests_of_one_poll() {
+        let metrics = [metric("a", "register = 1"), metric("b", "register = 500"), metric("c", "register = 900")];
+        let polled = polled(&device(counting), &format!("spacing = \"50ms\"\n{}", metrics.concat())).await;
+        assert!(polled.missing.is_empty() && polled.value("probe_duration_seconds") >= Some(0.1));
     }
 
     #[tokio::test(start_paused = true)]

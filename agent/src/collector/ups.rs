@@ -147,9 +147,8 @@ impl Ups {
         }
         let mut told = Vec::with_capacity(upses.len());
         for ups in upses {
-            let variables = upsd.variables(&ups).await?;
             let named = |why: Failure| Failure::new(why.reason, format!("{ups}: {}", why.detail));
-            let variables = variables.map_err(named);
+            let variables = upsd.variables(&ups).await.map_err(named)?.map_err(named);
             told.push((ups, variables));
         }
         // Politeness: what it answers is of no interest.
@@ -218,7 +217,7 @@ fn add(ups: &str, variables: &[(String, String)], readings: &mut Readings) {
     readings.sample(VARIABLES, Family::gauge("network_ups_tools_device_info", ""), &labels, 1.0);
 }
 
-/// The number that a value is, as nut_exporter's library sees it: a serial such as `4E0012` or one of thirty digits is none.
+/// The number that a value is, as nut_exporter's library sees it: a serial such as `4E0012` is none.
 fn number(text: &str) -> Option<f64> {
     match text.trim() {
         "enabled" => Some(1.0),

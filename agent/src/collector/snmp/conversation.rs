@@ -1,10 +1,10 @@
 //! Questions and answers over UDP, where either can get lost.
 //!
-//! A question without an answer is asked again, twice, with more patience each time, and for fewer values where the device
-//! has not shown that it takes as many: small cards drop what is too long for them and say nothing. Every time it goes out by a socket
-//! of its own: what answers the first asking late can't be taken for the answer to the second. The socket is
-//! connected, so that nobody but the device is heard. A user's session, whose keys take a megabyte of hashing, is kept
-//! from poll to poll; it is given up at the first thing that goes wrong, and made anew.
+//! A question without an answer is asked again, twice, with more patience each time, and for fewer values where the
+//! device has not shown that it takes as many: small cards drop what is too long for them and say nothing. Every time it
+//! goes out by a socket of its own: what answers the first asking late can't be taken for the answer to the second. The
+//! socket is connected, so that nobody but the device is heard. A user's session, whose keys take a megabyte of hashing,
+//! is kept from poll to poll; it is given up at the first thing that goes wrong, and made anew.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
