@@ -609,9 +609,12 @@ impl Line {
     fn take_up(&mut self, polled: Polled, now_ms: i64) -> Ended {
         self.collector = polled.collector.or_else(|| (self.rebuild)());
         let mut readings = polled.readings;
-        // What the house's own rules refuse cost the device nothing, and is polled as soon as they allow it.
-        let is_refused = |failure: &Failure| failure.reason == Reason::Policy;
-        if polled.result.as_ref().map_or_else(|failure| !is_refused(failure), |()| readings.has_device_failed()) {
+        // What the house's own rules refuse, and what others behind the same gateway left no time for, cost the device
+        // nothing: it is polled as soon as it may be.
+        let was_asked = |failure: &Failure| !matches!(failure.reason, Reason::Policy | Reason::Late);
+        // Where nothing but the probe was due, each slot has its answer.
+        let has_failed = readings.has_device_failed() && !readings.failures().is_empty();
+        if polled.result.as_ref().map_or_else(was_asked, |()| has_failed) {
             let every_ms = self.metrics.iter().filter_map(|slot| slot.timetable.every_ms()).min().unwrap_or(60_000);
             self.breaker.fail(now_ms, every_ms);
         } else if polled.result.is_ok() {

@@ -282,6 +282,7 @@ impl Modbus {
             }
         }
         if let Err(failure) = &outcome {
+            readings.device_failed();
             let untold = due.iter().filter(|&&index| told.get(index) == Some(&false));
             untold.for_each(|&index| readings.missing(index, failure.clone()));
         }

@@ -251,6 +251,10 @@ impl Snmp {
             if probe::was_not_tried(failure) {
                 return Err(failure.clone());
             }
+            // One that answered something is there.
+            if told.metrics.is_empty() {
+                readings.device_failed();
+            }
             for &metric in due.iter().filter(|&&metric| metric < probe && !told.metrics.contains(&metric)) {
                 readings.missing(metric, failure.clone());
             }

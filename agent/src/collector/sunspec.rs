@@ -107,6 +107,7 @@ impl SunSpec {
             Err(failure) => {
                 // A device that was changed for another has another map.
                 *map = None;
+                readings.device_failed();
                 if due.contains(&MODELS) {
                     readings.missing(MODELS, failure);
                 }

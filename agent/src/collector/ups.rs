@@ -178,8 +178,12 @@ impl Ups {
             }
             Ok(_) => {}
             Err(failure) if probe::was_not_tried(&failure) => return Err(failure),
-            Err(failure) if due.contains(&VARIABLES) => readings.missing(VARIABLES, failure),
-            Err(_) => {}
+            Err(failure) => {
+                readings.device_failed();
+                if due.contains(&VARIABLES) {
+                    readings.missing(VARIABLES, failure);
+                }
+            }
         }
         if due.contains(&UP) {
             probe::report(readings, UP, success, seconds);

@@ -176,10 +176,10 @@ impl Profiled {
         let outcome = probe::within(limit, self.read_all(&mut seen, watch, &mut found)).await;
         let seconds = watch.seconds();
         self.client.hang_up();
-        if let Err(failure) = &outcome
-            && probe::was_not_tried(failure)
-        {
-            return Err(failure.clone());
+        match &outcome {
+            Err(failure) if probe::was_not_tried(failure) => return Err(failure.clone()),
+            Err(_) => readings.device_failed(),
+            Ok(()) => {}
         }
         if due.contains(&PROFILE) {
             match &outcome {
