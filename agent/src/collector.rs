@@ -124,6 +124,8 @@ pub struct Context {
     pub keyring: Arc<Keyring>,
     /// Where devices that share a gateway wait for their turn.
     pub gateways: Arc<Gateways>,
+    /// Where devices that look at the same mount wait for their turn.
+    pub mounts: Arc<storage::Mounts>,
     /// `/`, or where a test keeps its `proc` and `sys`.
     pub root: PathBuf,
 }
@@ -132,7 +134,7 @@ impl Context {
     /// What devices share, where none has been made yet.
     #[must_use]
     pub fn new(gate: Arc<Gate>, keyring: Keyring, root: impl Into<PathBuf>) -> Self {
-        Self { gate, keyring: Arc::new(keyring), gateways: Arc::default(), root: root.into() }
+        Self { gate, keyring: Arc::new(keyring), gateways: Arc::default(), mounts: Arc::default(), root: root.into() }
     }
 }
 

@@ -52,8 +52,9 @@ fn is_pattern(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b":-_.\\@*?".contains(&b))
 }
 
-/// Goes back to the last `*` only: what the one before it took can stay as it is.
-fn matches(pattern: &[u8], name: &[u8]) -> bool {
+/// Whether a pattern is of a name: `*` is any bytes, `?` is one. It takes no more steps than one's length times the other's,
+/// since it goes back to the last `*` only: what the one before it took can stay as it is.
+pub(crate) fn matches(pattern: &[u8], name: &[u8]) -> bool {
     let (mut p, mut n) = (0, 0);
     let mut star: Option<(usize, usize)> = None;
     while n < name.len() {
@@ -100,6 +101,13 @@ mod tests {
         ] {
             assert_eq!(matches(pattern.as_bytes(), name.as_bytes()), expected, "{pattern} {name}");
         }
+    }
+
+    #[test]
+    fn a_pattern_of_many_stars_takes_no_time() {
+        let pattern = "*a".repeat(128);
+        assert!(!matches(pattern.as_bytes(), "a".repeat(127).as_bytes()));
+        assert!(!matches(pattern.as_bytes(), format!("{}b", "a".repeat(255)).as_bytes()));
     }
 
     #[test]

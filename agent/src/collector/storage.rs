@@ -2,15 +2,16 @@
 //!
 //! What `host` tells of file systems, ZFS, RAID and NFS it tells; here is what it can't know: which mounts should be there.
 //! Each mount and each file is a metric with gaps of its own; `up` tells of all mounts with 1 or 0. Everything is looked
-//! at on threads that may hang, one for each mount, however many files are asked for there. Only paths in the policy's
+//! at on threads that may hang, one for each mount, however many files and devices ask for it. Only paths in the policy's
 //! directories are looked at, and no link leads out of them. Deliberately absent: what a file says, and looking into
 //! directories of directories.
 
+mod mounts;
 mod place;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use satellite_shared::clock::{Clock as _, SystemClock};
@@ -20,10 +21,13 @@ use satellite_shared::limits;
 use satellite_shared::metric::is_metric_name;
 use serde::Deserialize;
 
-use self::place::{Found, Pattern, Place, What};
+pub use self::mounts::Mounts;
+use self::mounts::Turn;
+use self::place::{Deadline, Found, Pattern, Place, What};
 use super::host::aside::{Aside, Errand};
 use super::host::filesystem::unescape;
-use super::{Built, Collector, CollectorKind, Context, Failure, Family, Poll, Readings, options, probe, whole};
+use super::probe::{self, Stopwatch};
+use super::{Built, Collector, CollectorKind, Context, Failure, Family, Poll, Readings, options, whole};
 use crate::policy::Gate;
 
 /// `collector = "storage"`.
@@ -56,6 +60,11 @@ struct MetricOptions {
 }
 
 fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
+    let (storage, metrics) = parse(device, context)?;
+    Ok(Built { collector: Box::new(storage), metrics })
+}
+
+fn parse(device: &Device, context: &Context) -> Result<(Storage, Vec<Metric>), Problem> {
     let path = format!("device.{}", device.name);
     let wrong = |key: &str, reason: String| options::problem(&format!("{path}.{key}"), reason);
     let Options { mounts } = options::read(&device.options, &path)?;
@@ -92,10 +101,11 @@ fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
         table: context.root.join("proc/self/mounts"),
         names: metrics.iter().map(|metric| metric.name.clone()).collect(),
         asks,
+        mounts: Arc::clone(&context.mounts),
         aside: Aside::default(),
         limit: probe::limit(device.timeout),
     };
-    Ok(Built { collector: Box::new(storage), metrics })
+    Ok((storage, metrics))
 }
 
 /// A path from the root, without what would lead elsewhere, and without a slash at its end.
@@ -156,6 +166,7 @@ struct Storage {
     asks: Vec<Ask>,
     /// What each of them is called.
     names: Vec<String>,
+    mounts: Arc<Mounts>,
     aside: Aside<Visit>,
     limit: Duration,
 }
@@ -163,18 +174,24 @@ struct Storage {
 /// All that is asked for on one mount, by one thread.
 struct Visit {
     questions: Vec<(usize, Place, What)>,
-    answers: Vec<(usize, Answer)>,
-    /// How long reading a directory may go on.
-    limit: Duration,
+    /// Of the poll that asks: each answer is there as soon as it is known, whatever the next question takes.
+    answers: Answers,
+    deadline: Deadline,
+    turn: Option<Turn>,
 }
 
 type Answer = Result<Found, Failure>;
+type Answers = Arc<Mutex<BTreeMap<usize, Answer>>>;
+/// What is to be looked at on each mount.
+type Asked = BTreeMap<PathBuf, Vec<(usize, Place, What)>>;
 
 impl Errand for Visit {
     fn run(&mut self) {
         for (at, place, what) in self.questions.drain(..) {
-            self.answers.push((at, place.look(&what, self.limit)));
+            let answer = place.look(&what, &self.deadline);
+            self.answers.lock().unwrap_or_else(PoisonError::into_inner).insert(at, answer);
         }
+        self.turn = None;
     }
 }
 
@@ -188,9 +205,32 @@ impl Storage {
     async fn look(&mut self, due: &[usize]) -> Result<BTreeMap<usize, Answer>, Failure> {
         // What came too late for the poll before is of no use to this one.
         drop(self.aside.settle());
+        let watch = Stopwatch::start();
+        // A directory that takes long is given up before its mount is.
+        let deadline = Deadline::after(self.limit * 3 / 4);
+        let (mut answers, asked) = self.ask(due)?;
+        let found = Answers::default();
+        let (mounts, patience) = (&self.mounts, self.limit / 4);
+        let turns = asked.into_iter().map(|(mount, questions)| {
+            let found = Arc::clone(&found);
+            async move {
+                let turn = tokio::time::timeout(patience, mounts.turn(&mount)).await.ok()?;
+                let visit = Visit { questions, answers: found, deadline, turn: Some(turn) };
+                Some((mount.to_string_lossy().into_owned(), visit))
+            }
+        });
+        let visits = futures_util::future::join_all(turns).await;
+        self.aside.send(visits.into_iter().flatten());
+        let left = self.limit.as_secs_f64() - watch.seconds();
+        drop(self.aside.gather(Duration::from_secs_f64(left.max(0.0))).await);
+        answers.append(&mut found.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(answers)
+    }
+
+    /// What is to be asked on each mount; and what is known without, or will be true of what does not come back.
+    fn ask(&self, due: &[usize]) -> Result<(BTreeMap<usize, Answer>, Asked), Failure> {
         let mounted = mounted(&self.table)?;
-        let mut answers = BTreeMap::new();
-        let mut visits: BTreeMap<PathBuf, Visit> = BTreeMap::new();
+        let (mut answers, mut asked) = (BTreeMap::new(), Asked::new());
         for (at, ask) in self.asks.iter().enumerate() {
             let wanted = due.contains(&at) || (ask.what == What::Mount && due.contains(&self.up()));
             if !wanted {
@@ -214,19 +254,15 @@ impl Storage {
             let late = if self.aside.hangs(&mount.to_string_lossy()) {
                 format!("{} has not answered since an earlier poll", mount.display())
             } else {
-                let limit = self.limit;
-                let new = || Visit { questions: Vec::new(), answers: Vec::new(), limit };
-                visits.entry(mount.clone()).or_insert_with(new).questions.push((at, place, ask.what.clone()));
-                let limit = humantime::format_duration(limit);
-                format!("{} does not answer within {limit}: its server or its disk is away", mount.display())
+                let limit = humantime::format_duration(self.limit);
+                let late =
+                    format!("{} does not answer within {limit}: its server or its disk is away", mount.display());
+                asked.entry(mount).or_default().push((at, place, ask.what.clone()));
+                late
             };
-            // What comes back replaces it.
             answers.insert(at, Err(Failure::new(Reason::Timeout, late)));
         }
-        self.aside.send(visits.into_iter().map(|(mount, visit)| (mount.to_string_lossy().into_owned(), visit)));
-        let gathered = self.aside.gather(self.limit).await;
-        answers.extend(gathered.landed.into_iter().filter_map(|(_, visit)| visit).flat_map(|visit| visit.answers));
-        Ok(answers)
+        Ok((answers, asked))
     }
 
     /// A path within the directory that permits it.
@@ -240,32 +276,33 @@ impl Storage {
     async fn poll_all(&mut self, due: &[usize], readings: &mut Readings) -> Result<(), Failure> {
         let answers = self.look(due).await?;
         let now_seconds = SystemClock.now().wall_ms as f64 / 1000.0;
-        let mut policy = None;
-        for (at, answer) in &answers {
-            let ask = &self.asks[*at];
-            let path = ask.path.to_string_lossy();
-            if ask.what == What::Mount && due.contains(&self.up()) {
-                match answer.as_ref().err().filter(|failure| failure.reason == Reason::Policy) {
-                    Some(failure) => policy = Some(failure.clone()),
-                    None => {
-                        let up = f64::from(u8::from(answer.is_ok()));
-                        readings.sample(self.up(), Family::gauge("storage_mount_up", ""), &[("mountpoint", &path)], up);
-                    }
-                }
-            }
-            if !due.contains(at) {
-                continue;
-            }
+        if due.contains(&self.up()) {
+            self.tell_up(&answers, readings);
+        }
+        for (at, answer) in answers.iter().filter(|(at, _)| due.contains(at)) {
             match answer {
                 Ok(found) => self.tell(*at, found, now_seconds, readings),
                 Err(failure) => readings.missing(*at, failure.clone()),
             }
         }
-        // A mount that may not be looked at is none that is down.
-        if let Some(failure) = policy {
-            readings.missing(self.up(), failure);
-        }
         Ok(())
+    }
+
+    /// Which mounts are up. One that may not be looked at is none that is down, but a gap.
+    fn tell_up(&self, answers: &BTreeMap<usize, Answer>, readings: &mut Readings) {
+        let mut untried = None;
+        for (at, answer) in answers.iter().filter(|(at, _)| self.asks[**at].what == What::Mount) {
+            match answer {
+                Err(failure) if probe::was_not_tried(failure) => untried = Some(failure),
+                Ok(_) | Err(_) => {
+                    let (path, up) = (self.asks[*at].path.to_string_lossy(), f64::from(u8::from(answer.is_ok())));
+                    readings.sample(self.up(), Family::gauge("storage_mount_up", ""), &[("mountpoint", &path)], up);
+                }
+            }
+        }
+        if let Some(failure) = untried {
+            readings.missing(self.up(), failure.clone());
+        }
     }
 
     fn tell(&self, at: usize, found: &Found, now_seconds: f64, readings: &mut Readings) {
@@ -315,8 +352,12 @@ mod tests {
     use std::os::unix::fs::symlink;
     use std::time::SystemTime;
 
+    use satellite_shared::config::Document;
+
     use super::super::stage::{Polled, Stage, problem};
     use super::*;
+    use crate::policy::Policy;
+    use crate::secrets::Keyring;
 
     /// Directories that may be looked at, and one beside them.
     struct Scene {
@@ -438,6 +479,49 @@ mod tests {
         let polled = Stage::with_policy("collector = \"storage\"\nmounts = [\"/proc\"]", "").unwrap().poll_all().await;
         assert_eq!((polled.samples.len(), polled.missing.len()), (0, 2));
         assert!(polled.missing.iter().all(|(_, why)| why.reason == Reason::Policy));
+    }
+
+    /// `/proc`, which is mounted wherever tests run, and what its device shares with others.
+    fn proc() -> (Device, Context) {
+        let device = "[[device]]\nname = \"it\"\ncollector = \"storage\"\nmounts = [\"/proc\"]\ntimeout = \"400ms\"";
+        let device = Document::parse_text(device).unwrap().1.devices.remove(0);
+        let gate = Gate::new(Policy::parse("directories = [\"/proc\"]").unwrap(), Arc::new(SystemClock));
+        (device, Context::new(Arc::new(gate), Keyring::of([]), "/"))
+    }
+
+    #[test]
+    fn a_mount_that_this_user_may_not_look_at_is_a_gap_and_not_down() {
+        let (device, context) = proc();
+        let (storage, _) = parse(&device, &context).unwrap();
+        let mut readings = Readings::default();
+        let forbidden = Failure::new(Reason::Unsupported, "the satellite's user may not look at it");
+        storage.tell_up(&BTreeMap::from([(0, Err(forbidden.clone()))]), &mut readings);
+        assert_eq!((readings.len(), readings.failures()), (0, &[(1, forbidden)][..]));
+    }
+
+    #[test]
+    fn a_directory_that_takes_too_long_costs_no_answer_of_its_mount() {
+        let place = |path: &str| Place::new(Path::new(path), Path::new(path));
+        let questions =
+            vec![(0, place("/proc"), What::Mount), (1, place("/proc"), What::Newest(Pattern::parse("*").unwrap()))];
+        let answers = Answers::default();
+        let (deadline, turn) = (Deadline::after(Duration::ZERO), None);
+        Visit { questions, answers: Arc::clone(&answers), deadline, turn }.run();
+        let answers = answers.lock().unwrap();
+        assert!(matches!(answers[&0], Ok(Found::Mount { .. })));
+        assert_eq!(answers[&1].as_ref().unwrap_err().reason, Reason::Timeout);
+    }
+
+    #[tokio::test]
+    async fn a_mount_that_one_devices_thread_hangs_at_takes_no_thread_of_another() {
+        let (device, context) = proc();
+        let built = build(&device, &context).unwrap();
+        let mut stage = Stage { device, built };
+        let held = context.mounts.turn(Path::new("/proc")).await;
+        let polled = stage.poll_all().await;
+        assert_eq!((polled.missing[0].1.reason, polled.value("storage_mount_up")), (Reason::Timeout, Some(0.0)));
+        drop(held);
+        assert_eq!(stage.poll_all().await.value("storage_mount_up"), Some(1.0));
     }
 
     #[test]

@@ -11,12 +11,32 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use satellite_shared::gap::Reason;
 
-use crate::collector::Failure;
 use crate::collector::probe::Stopwatch;
+use crate::collector::{Failure, pattern};
 
 /// Entries of one directory.
 const ENTRIES_MAX: u32 = 20_000;
 const PATTERN_BYTES_MAX: usize = 256;
+/// `AUTOFS_SUPER_MAGIC` of the kernel's `magic.h`: what stands at an automount for as long as nothing is mounted there.
+const AUTOFS: u64 = 0x0187;
+
+/// Until when a visit may go on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Deadline {
+    watch: Stopwatch,
+    limit: Duration,
+}
+
+impl Deadline {
+    /// So long from now.
+    pub(super) fn after(limit: Duration) -> Self {
+        Self { watch: Stopwatch::start(), limit }
+    }
+
+    fn is_over(&self) -> bool {
+        self.watch.seconds() >= self.limit.as_secs_f64()
+    }
+}
 
 /// What is looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,32 +92,8 @@ impl Pattern {
     }
 
     fn fits(&self, name: &[u8]) -> bool {
-        let pattern = self.0.as_slice();
-        if name.first() == Some(&b'.') && pattern.first() != Some(&b'.') {
-            return false;
-        }
-        let (mut at, mut read) = (0, 0);
-        // Where the last star stands, and how much of the name it has taken so far.
-        let mut star: Option<(usize, usize)> = None;
-        while read < name.len() {
-            match pattern.get(at) {
-                Some(b'*') => {
-                    star = Some((at, read));
-                    at += 1;
-                }
-                Some(letter) if *letter == b'?' || *letter == name[read] => {
-                    at += 1;
-                    read += 1;
-                }
-                _ => {
-                    let Some((place, taken)) = star else { return false };
-                    star = Some((place, taken + 1));
-                    at = place + 1;
-                    read = taken + 1;
-                }
-            }
-        }
-        pattern[at..].iter().all(|letter| *letter == b'*')
+        let is_hidden = name.first() == Some(&b'.') && self.0.first() != Some(&b'.');
+        !is_hidden && pattern::matches(&self.0, name)
     }
 }
 
@@ -114,15 +110,10 @@ impl Place {
         Self { directory: directory.to_owned(), rest: rest.unwrap_or(Path::new(".")).to_owned() }
     }
 
-    /// Looks, and waits for as long as that takes. A directory is read for so long at most.
-    pub(super) fn look(&self, what: &What, limit: Duration) -> Result<Found, Failure> {
+    /// Looks, and waits for as long as that takes. No name of a directory is read after the deadline.
+    pub(super) fn look(&self, what: &What, deadline: &Deadline) -> Result<Found, Failure> {
         match what {
-            What::Mount => {
-                let watch = Stopwatch::start();
-                let root = self.open(OFlags::PATH)?;
-                rustix::fs::fstatfs(&root).map_err(|errno| self.failed(errno))?;
-                Ok(Found::Mount { seconds: watch.seconds() })
-            }
+            What::Mount => self.mount(),
             What::File => {
                 let stat = rustix::fs::fstat(self.open(OFlags::PATH)?).map_err(|errno| self.failed(errno))?;
                 let file = File::of(&stat).ok_or_else(|| {
@@ -131,12 +122,32 @@ impl Place {
                 })?;
                 Ok(Found::File(file))
             }
-            What::Newest(pattern) => self.newest(pattern, limit),
+            What::Newest(pattern) => self.newest(pattern, deadline),
         }
     }
 
-    fn newest(&self, pattern: &Pattern, limit: Duration) -> Result<Found, Failure> {
+    fn mount(&self) -> Result<Found, Failure> {
         let watch = Stopwatch::start();
+        // To open a directory is what an automount mounts for; a mere path is not.
+        let root = match self.open_at(OFlags::PATH | OFlags::DIRECTORY) {
+            // One file can be mounted over another.
+            Err(Errno::NOTDIR) => self.open(OFlags::PATH)?,
+            opened => opened.map_err(|errno| self.failed(errno))?,
+        };
+        let stat = rustix::fs::fstatfs(&root).map_err(|errno| self.failed(errno))?;
+        self.check_kind(u64::try_from(stat.f_type).unwrap_or(0))?;
+        Ok(Found::Mount { seconds: watch.seconds() })
+    }
+
+    fn check_kind(&self, kind: u64) -> Result<(), Failure> {
+        if kind == AUTOFS {
+            let why = format!("{}: only the automount is there: what it mounts is away", self.path().display());
+            return Err(Failure::new(Reason::Unreachable, why));
+        }
+        Ok(())
+    }
+
+    fn newest(&self, pattern: &Pattern, deadline: &Deadline) -> Result<Found, Failure> {
         let folder = self.open(OFlags::RDONLY | OFlags::DIRECTORY)?;
         let (mut newest, mut files, mut entries): (Option<File>, u32, u32) = (None, 0, 0);
         for entry in Dir::read_from(&folder).map_err(|errno| self.failed(errno))? {
@@ -147,7 +158,7 @@ impl Place {
                     format!("{}: more than {ENTRIES_MAX} names: choose a smaller directory", self.path().display());
                 return Err(Failure::new(Reason::BadAnswer, why));
             }
-            if watch.seconds() > limit.as_secs_f64() {
+            if deadline.is_over() {
                 let why = format!("{}: not all names were read in time", self.path().display());
                 return Err(Failure::new(Reason::Timeout, why));
             }
@@ -166,11 +177,15 @@ impl Place {
     }
 
     fn open(&self, flags: OFlags) -> Result<OwnedFd, Failure> {
+        self.open_at(flags).map_err(|errno| self.failed(errno))
+    }
+
+    fn open_at(&self, flags: OFlags) -> Result<OwnedFd, Errno> {
         let path = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(&self.directory, path, Mode::empty()).map_err(|errno| self.failed(errno))?;
+        let directory = rustix::fs::open(&self.directory, path, Mode::empty())?;
+        // Neither RESOLVE_CACHED nor RESOLVE_NO_XDEV: what is asked for may have to be mounted first.
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         rustix::fs::openat2(directory, &self.rest, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
-            .map_err(|errno| self.failed(errno))
     }
 
     fn path(&self) -> PathBuf {
@@ -224,9 +239,24 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_of_many_stars_takes_no_time() {
-        let pattern = Pattern::parse(&"*a".repeat(128)).unwrap();
-        assert!(!pattern.fits("a".repeat(127).as_bytes()));
-        assert!(!pattern.fits(format!("{}b", "a".repeat(255)).as_bytes()));
+    fn what_only_waits_to_be_mounted_is_away() {
+        let place = Place::new(Path::new("/mnt"), Path::new("/mnt/nas"));
+        let failure = place.check_kind(AUTOFS).unwrap_err();
+        assert_eq!(failure.reason, Reason::Unreachable);
+        assert!(failure.detail.starts_with("/mnt/nas: only the automount is there"), "{failure}");
+        for other in [0x6969, 0xff53_4d42, 0x0102_1994] {
+            assert_eq!(place.check_kind(other), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_directory_is_read_no_longer_than_there_is_time() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a"), "").unwrap();
+        let place = Place::new(folder.path(), folder.path());
+        let look = |limit: Duration| place.look(&What::Newest(Pattern::parse("*").unwrap()), &Deadline::after(limit));
+        let why = look(Duration::ZERO).unwrap_err();
+        assert!(why.reason == Reason::Timeout && why.detail.contains("not all names were read"), "{why}");
+        assert!(look(Duration::from_secs(60)).is_ok());
     }
 }
