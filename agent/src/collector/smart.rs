@@ -2,17 +2,19 @@
 //!
 //! To ask a disk takes rights that no satellite has: `satellite smart-report`, which systemd starts for each visit of a
 //! Unix socket, asks them all, takes no input, and prints a line for each. A disk that sleeps is left asleep: its gap says
-//! so, and so does `smartctl_device_state`. Each disk that is listed is a metric with gaps of its own; without a list all
-//! of them are one. `up` tells of the report itself. Deliberately absent: starting self-tests, and any other command.
+//! so, and so does `smartctl_device_state`. Each disk that is listed is a metric with gaps of its own; without a list those
+//! that can be read are one. `up` tells of the report itself, and of each disk whether it was read. Deliberately absent:
+//! starting self-tests, and any other command.
 
 mod document;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use satellite_shared::config::{Device, Problem};
+use satellite_shared::config::{Device, Problem, Schedule};
 use satellite_shared::gap::Reason;
 use serde::Deserialize;
 use serde_json::Value;
@@ -35,6 +37,10 @@ pub const DISKS_MAX: usize = 64;
 pub const DOCUMENT_BYTES_MAX: usize = 512 << 10;
 /// A disk's line: its document, with its name before it.
 const LINE_BYTES_MAX: usize = DOCUMENT_BYTES_MAX + (4 << 10);
+/// A visit costs each disk a few commands, and the relay is not trusted with how often.
+const EVERY_MIN: Duration = Duration::from_secs(60);
+/// Whether a disk was read, 1 or 0.
+const READ: &str = "smartctl_device_read";
 const ENABLE: &str = "sudo systemctl enable --now satellite-smart.socket";
 
 #[derive(Deserialize)]
@@ -54,6 +60,7 @@ fn socket() -> PathBuf {
 fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
     let path = format!("device.{}", device.name);
     options::no_metrics(device)?;
+    check_schedule(&device.schedule, &path)?;
     let Options { socket, disks } = options::read(&device.options, &path)?;
     let wrong = |reason: String| options::problem(&format!("{path}.disks"), reason);
     if disks.len() > DISKS_MAX {
@@ -83,8 +90,27 @@ fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
         metrics.push(named("disks"));
     }
     metrics.push(named("up"));
-    let smart = Smart { gate: Arc::clone(&context.gate), socket, wanted, limit: probe::limit(device.timeout) };
+    let (gate, limit) = (Arc::clone(&context.gate), probe::limit(device.timeout));
+    let smart = Smart { gate, socket, wanted, serials: BTreeMap::new(), limit };
     Ok(Built { collector: Box::new(smart), metrics })
+}
+
+fn check_schedule(schedule: &Schedule, path: &str) -> Result<(), Problem> {
+    match schedule {
+        Schedule::Every(every) if *every < EVERY_MIN => Err(options::problem(
+            &format!("{path}.every"),
+            "disks are asked once a minute at most: write \"1m\" or more",
+        )),
+        // The first of six fields is the second.
+        Schedule::Cron(text)
+            if text.split_whitespace().count() == 6
+                && text.split_whitespace().next().is_some_and(|second| second.parse::<u8>().is_err()) =>
+        {
+            let reason = "disks are asked once a minute at most: leave the seconds out";
+            Err(options::problem(&format!("{path}.cron"), reason))
+        }
+        Schedule::Every(_) | Schedule::Cron(_) => Ok(()),
+    }
 }
 
 struct Smart {
@@ -92,29 +118,49 @@ struct Smart {
     socket: PathBuf,
     /// The disks that are metrics of their own, in that order; all of them are one where it is empty.
     wanted: Vec<String>,
+    /// What each disk told when it was read: one that sleeps or hangs tells no serial number.
+    serials: BTreeMap<String, String>,
     limit: Duration,
 }
 
 /// One line of the report.
 #[derive(Deserialize)]
 struct Line {
-    /// How many disks there are; the first line.
-    disks: Option<usize>,
+    /// Which disks there are; the first line.
+    disks: Option<Vec<String>>,
     /// The disk that the other two are about.
     disk: Option<String>,
     /// What smartctl said.
     document: Option<Value>,
     /// Why it said nothing: of one disk, or of all.
     error: Option<String>,
+    /// What kind of error it is.
+    reason: Option<Reason>,
+}
+
+impl Line {
+    fn failure(&self) -> Option<Failure> {
+        let known = [Reason::Timeout, Reason::BadAnswer, Reason::Unsupported];
+        let reason = self.reason.filter(|reason| known.contains(reason)).unwrap_or(Reason::Unsupported);
+        self.error.as_ref().map(|error| Failure::new(reason, shown(error)))
+    }
 }
 
 /// What came of each metric of disks.
 struct Told {
     read: Vec<bool>,
     why: Vec<Option<Failure>>,
+    /// Disks of which nothing has come yet.
+    waiting: Vec<String>,
+    /// Disks that could not be read, that nothing is known of, and that no metric names.
+    nameless: usize,
 }
 
 impl Told {
+    fn new(metrics: usize) -> Self {
+        Self { read: vec![false; metrics], why: vec![None; metrics], waiting: Vec::new(), nameless: 0 }
+    }
+
     fn miss(&mut self, metric: Option<usize>, failure: Failure) {
         if let Some(metric) = metric {
             self.why[metric].get_or_insert(failure);
@@ -133,82 +179,97 @@ impl Smart {
         if self.wanted.is_empty() {
             return Some(0);
         }
+        let serial = self.serial(document);
         let is_it = |wanted: &String| {
-            wanted.strip_prefix("/dev/").unwrap_or(wanted) == document.device || document.serial() == Some(wanted)
+            wanted.strip_prefix("/dev/").unwrap_or(wanted) == document.device || serial == Some(wanted)
         };
         self.wanted.iter().position(is_it)
     }
 
-    async fn read(&self, due: &[usize], readings: &mut Readings, told: &mut Told) -> Result<(), Failure> {
+    /// A disk's serial number, by what it says now or said before.
+    fn serial<'a>(&'a self, document: &'a Document<'_>) -> Option<&'a str> {
+        document.serial().or_else(|| self.serials.get(&document.device).map(String::as_str))
+    }
+
+    async fn read(&mut self, due: &[usize], readings: &mut Readings, told: &mut Told) -> Result<(), Failure> {
         self.gate.socket(&self.socket)?;
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.refused(&error))?;
         let mut lines = FramedRead::new(stream, LinesCodec::new_with_max_length(LINE_BYTES_MAX));
         let first = self.line(lines.next().await)?.ok_or_else(|| self.ended_early())?;
-        let Some(disks) = first.disks.filter(|disks| *disks <= DISKS_MAX) else {
-            return Err(bad("the report does not begin with how many disks there are"));
+        let Some(disks) = first.disks.filter(|disks| disks.len() <= DISKS_MAX) else {
+            return Err(bad("the report does not begin with which disks there are"));
         };
+        told.waiting = disks.iter().map(|disk| document::device(disk)).collect();
+        self.serials.retain(|device, _| told.waiting.contains(device));
+        if due.contains(&self.up()) {
+            let count = f64::from(u8::try_from(disks.len()).unwrap_or(u8::MAX));
+            readings.sample(self.up(), Family::gauge("smartctl_devices", ""), &[], count);
+        }
+        if disks.is_empty() {
+            told.miss((self.wanted.is_empty()).then_some(0), unsupported("smartctl finds no disk in this machine"));
+        }
         let mut version_told = false;
-        for _ in 0..disks {
+        for _ in disks {
             let line = self.line(lines.next().await)?.ok_or_else(|| self.ended_early())?;
-            let name = line.disk.ok_or_else(|| bad("a line of the report names no disk"))?;
-            let value = line.document.unwrap_or(Value::Null);
-            let document = Document::new(&name, &value);
-            let metric = self.metric(&document);
-            if let Some(error) = line.error {
-                let why = format!("{}: {}", document.device, shown(&error));
-                told.miss(metric, Failure::new(Reason::Timeout, why));
-                continue;
-            }
+            let name = line.disk.as_deref().ok_or_else(|| bad("a line of the report names no disk"))?;
+            let device = document::device(name);
+            let place = told.waiting.iter().position(|waiting| *waiting == device);
+            told.waiting.swap_remove(place.ok_or_else(|| bad("a line of a disk that the report does not list"))?);
+            let value = line.document.as_ref().unwrap_or(&Value::Null);
+            let document = Document::new(name, value);
             if let Some(version) = document.version().filter(|_| !version_told && due.contains(&self.up())) {
                 version_told = true;
                 let labels: Vec<(&str, &str)> = version.iter().map(|(label, text)| (*label, text.as_str())).collect();
                 readings.sample(self.up(), Family::gauge("smartctl_version", ""), &labels, 1.0);
             }
-            self.take(&document, metric, due, readings, told);
-        }
-        if due.contains(&self.up()) {
-            let count = f64::from(u8::try_from(disks).unwrap_or(u8::MAX));
-            readings.sample(self.up(), Family::gauge("smartctl_devices", ""), &[], count);
-        }
-        if disks == 0 {
-            told.miss((self.wanted.is_empty()).then_some(0), unsupported("smartctl finds no disk in this machine"));
+            self.take(&document, line.failure(), due, readings, told);
         }
         Ok(())
     }
 
     fn take(
-        &self,
+        &mut self,
         disk: &Document<'_>,
-        metric: Option<usize>,
+        failure: Option<Failure>,
         due: &[usize],
         readings: &mut Readings,
         told: &mut Told,
     ) {
-        let labels = [("device", disk.device.as_str())];
-        if let Some(status) = disk.exit_status().filter(|_| due.contains(&self.up())) {
-            let family = Family::gauge("smartctl_device_smartctl_exit_status", "");
-            readings.sample(self.up(), family, &labels, f64::from(u32::try_from(status).unwrap_or(u32::MAX)));
+        if let Some(serial) = disk.serial() {
+            self.serials.insert(disk.device.clone(), serial.to_owned());
         }
-        match disk.condition() {
-            Condition::Read => {
+        let metric = self.metric(disk);
+        let labels = [("device", disk.device.as_str())];
+        let mut up = |name: &str, value: f64| {
+            if due.contains(&self.up()) {
+                readings.sample(self.up(), Family::gauge(name, ""), &labels, value);
+            }
+        };
+        if let Some(status) = disk.exit_status() {
+            up("smartctl_device_smartctl_exit_status", f64::from(u32::try_from(status).unwrap_or(u32::MAX)));
+        }
+        let condition = disk.condition();
+        let is_read = failure.is_none() && condition == Condition::Read;
+        up(READ, f64::from(u8::from(is_read)));
+        let why = match (failure, condition) {
+            (Some(failure), _) => Failure::new(failure.reason, format!("{}: {}", disk.device, failure.detail)),
+            (None, Condition::Read) => {
                 if let Some(metric) = metric.filter(|metric| due.contains(metric)) {
                     disk.tell(metric, readings);
                     told.read[metric] = true;
                 }
+                return;
             }
-            Condition::Asleep(mode) => {
-                if due.contains(&self.up()) {
-                    let state = if mode.starts_with("SLEEP") { 2.0 } else { 1.0 };
-                    readings.sample(self.up(), Family::gauge("smartctl_device_state", ""), &labels, state);
-                }
-                let why = format!("{} is asleep ({mode}): to ask would wake it", disk.device);
-                told.miss(metric, unsupported(why));
+            (None, Condition::Asleep(mode)) => {
+                up("smartctl_device_state", if mode.starts_with("SLEEP") { 2.0 } else { 1.0 });
+                unsupported(format!("{} is asleep ({mode}): to ask would wake it", disk.device))
             }
-            Condition::Unread(why) => {
-                let why = format!("{}: smartctl says `{}`", disk.device, shown(&why));
-                told.miss(metric, unsupported(why));
-            }
+            (None, Condition::Unread(why)) => unsupported(format!("{}: smartctl says `{}`", disk.device, shown(&why))),
+        };
+        if metric.is_none() && self.serial(disk).is_none() {
+            told.nameless += 1;
         }
+        told.miss(metric, why);
     }
 
     fn line(&self, line: Option<Result<String, LinesCodecError>>) -> Result<Option<Line>, Failure> {
@@ -222,8 +283,8 @@ impl Smart {
         };
         let line = http::read_document(text.as_bytes()).map_err(|error| bad(format!("not a report: {error}")))?;
         let line = Line::deserialize(line).map_err(|error| bad(format!("not a line of a report: {error}")))?;
-        match &line.error {
-            Some(error) if line.disk.is_none() => Err(unsupported(shown(error))),
+        match line.failure() {
+            Some(failure) if line.disk.is_none() => Err(failure),
             _ => Ok(Some(line)),
         }
     }
@@ -244,25 +305,33 @@ impl Smart {
         bad("the report ended too early: journalctl -u 'satellite-smart@*'")
     }
 
-    async fn poll_all(&self, due: &[usize], readings: &mut Readings) -> Result<(), Failure> {
+    async fn poll_all(&mut self, due: &[usize], readings: &mut Readings) -> Result<(), Failure> {
         let watch = Stopwatch::start();
         let up = self.up();
-        let mut told = Told { read: vec![false; up], why: vec![None; up] };
+        let mut told = Told::new(up);
         let mut found = readings.sibling();
         let outcome = probe::within(self.limit, self.read(due, &mut found, &mut told)).await;
         let seconds = watch.seconds();
         let success = outcome.is_ok();
-        if success || !self.wanted.is_empty() {
-            readings.append(&found);
-        } else {
-            // One metric of all disks has all of them, or it is a gap.
-            told = Told { read: vec![false], why: vec![None] };
-        }
         let rest = match outcome {
+            Ok(()) if told.nameless > 0 => unsupported(format!(
+                "no disk that answers is it, and {} that sleep or hang tell no serial number: list it by name, or wake it once",
+                told.nameless
+            )),
             Ok(()) => unsupported("smartctl finds no such disk: `sudo satellite smart-report` shows those there are"),
             Err(failure) if probe::was_not_tried(&failure) => return Err(failure),
             Err(failure) => failure,
         };
+        if success || rest.reason == Reason::Timeout || !self.wanted.is_empty() {
+            // What was too late for the poll.
+            for device in told.waiting.iter().filter(|_| due.contains(&up)) {
+                found.sample(up, Family::gauge(READ, ""), &[("device", device)], 0.0);
+            }
+            readings.append(&found);
+        } else {
+            // Of all disks at once nothing is told by half a report that is none.
+            told = Told::new(up);
+        }
         for metric in due.iter().copied().filter(|metric| *metric < up) {
             if !told.read[metric] {
                 readings.missing(metric, told.why[metric].clone().unwrap_or_else(|| rest.clone()));
@@ -326,9 +395,15 @@ mod tests {
         format!("{{\"disk\": \"{name}\", \"document\": {}}}\n", document.trim())
     }
 
+    /// The first line.
+    fn list(disks: &[&str]) -> String {
+        format!("{{\"disks\": {disks:?}}}\n")
+    }
+
     fn lines(disks: &[(&str, &str)]) -> String {
         let lines: String = disks.iter().map(|(name, document)| disk(name, document)).collect();
-        format!("{{\"disks\": {}}}\n{lines}", disks.len())
+        let names: Vec<&str> = disks.iter().map(|(name, _)| *name).collect();
+        list(&names) + &lines
     }
 
     fn stage(socket: &Path, more: &str) -> Stage {
@@ -424,15 +499,66 @@ mod tests {
 
     #[tokio::test]
     async fn a_disk_that_hangs_costs_itself() {
-        let said = format!("{{\"disks\": 2}}\n{}", disk("/dev/sda", HDD));
-        let said = format!("{said}{{\"disk\": \"/dev/sdb\", \"error\": \"no answer within 20s\"}}\n");
-        let polled = polled(said, "disks = [\"sda\", \"sdb\"]").await;
-        assert_eq!(polled.value("smartctl_device_smart_status"), Some(1.0));
-        let (metric, why) = &polled.missing[0];
-        assert_eq!(
-            (metric.as_str(), why.reason, why.detail.as_str()),
-            ("sdb", Reason::Timeout, "sdb: no answer within 20s")
-        );
+        let said = list(&["/dev/sdb", "/dev/sda", "/dev/sdc"]) + &disk("/dev/sda", HDD);
+        let said = said + "{\"disk\": \"/dev/sdb\", \"error\": \"no answer within 20s\", \"reason\": \"timeout\"}\n";
+        let said =
+            said + "{\"disk\": \"/dev/sdc\", \"error\": \"smartctl printed no JSON\", \"reason\": \"bad_answer\"}\n";
+        let listed = polled(said.clone(), "disks = [\"sda\", \"sdb\", \"sdc\"]").await;
+        assert_eq!(listed.value("smartctl_device_smart_status"), Some(1.0));
+        let told = |(metric, why): &(String, Failure)| (metric.clone(), why.reason, why.detail.clone());
+        let late = ("sdb".to_owned(), Reason::Timeout, "sdb: no answer within 20s".to_owned());
+        let odd = ("sdc".to_owned(), Reason::BadAnswer, "sdc: smartctl printed no JSON".to_owned());
+        assert_eq!(listed.missing.iter().map(told).collect::<Vec<_>>(), [late, odd]);
+        let all = polled(said, "").await;
+        assert_eq!((all.value("smartctl_device_smart_status"), all.missing.len()), (Some(1.0), 0));
+        let read = [("device=sda".into(), 1.0), ("device=sdb".into(), 0.0), ("device=sdc".into(), 0.0)];
+        assert_eq!(all.labelled("smartctl_device_read"), read);
+    }
+
+    #[tokio::test]
+    async fn what_was_read_before_the_poll_ended_is_told_and_of_the_rest_that_it_was_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("smart.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let said = list(&["/dev/sda", "/dev/sdb"]) + &disk("/dev/sda", HDD);
+        std::thread::spawn(move || {
+            let visits = listener.incoming().map(|stream| {
+                let mut stream = stream.unwrap();
+                stream.write_all(said.as_bytes()).unwrap();
+                stream
+            });
+            // Who visited is never hung up on.
+            std::mem::forget(visits.take(2).collect::<Vec<_>>());
+        });
+        let all = stage(&path, "").poll_all().await;
+        assert_eq!((all.value("smartctl_device_status"), all.missing.len()), (Some(1.0), 0));
+        let read = [("device=sda".into(), 1.0), ("device=sdb".into(), 0.0)];
+        assert_eq!((all.labelled("smartctl_device_read"), all.value("probe_success")), (read.into(), Some(0.0)));
+        let listed = stage(&path, "disks = [\"sda\", \"sdb\"]").poll_all().await;
+        assert_eq!(listed.value("smartctl_device_status"), Some(1.0));
+        assert_eq!((listed.missing[0].0.as_str(), listed.missing[0].1.reason), ("sdb", Reason::Timeout));
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_is_listed_by_serial_number_is_known_again_when_it_sleeps() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("smart.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let asleep = lines(&[("/dev/sda", &ASLEEP.replace("/dev/sdb", "/dev/sda"))]);
+        let reports = [asleep.clone(), lines(&[("/dev/sda", HDD)]), asleep, lines(&[])];
+        std::thread::spawn(move || {
+            for (said, stream) in reports.iter().zip(listener.incoming()) {
+                stream.unwrap().write_all(said.as_bytes()).unwrap();
+            }
+        });
+        let mut stage = stage(&path, "disks = [\"WX-0001\"]");
+        let mut why = async || stage.poll_all().await.missing.pop().map(|(_, why)| why.detail).unwrap_or_default();
+        let said = why().await;
+        assert!(said.contains("1 that sleep or hang tell no serial number: list it by name"), "{said}");
+        assert_eq!(why().await, "", "it was read");
+        assert_eq!(why().await, "sda is asleep (SLEEP): to ask would wake it");
+        let said = why().await;
+        assert!(said.contains("finds no such disk"), "it is gone: {said}");
     }
 
     #[tokio::test]
@@ -440,20 +566,22 @@ mod tests {
         let one = disk("/dev/sda", HDD);
         for (said, detail) in [
             (String::new(), "ended too early"),
-            ("{\"disks\": 2}\n".to_owned() + &one, "ended too early"),
-            ("{\"disks\": 65}\n".into(), "does not begin with how many disks"),
+            (list(&["/dev/sda", "/dev/sdb"]) + &one, "ended too early"),
+            (list(&["/dev/sda"; 65]), "does not begin with which disks"),
             ("{}\n".into(), "does not begin"),
             ("HTTP/1.1 400\r\n".into(), "not JSON"),
-            ("{\"disks\": 1}\n{}\n".into(), "names no disk"),
-            ("{\"disks\": 1}\n[]\n".into(), "not a line of a report"),
-            (format!("{{\"disks\": 1, \"pad\": \"{}\"}}\n", "x".repeat(LINE_BYTES_MAX)), "more than"),
+            (list(&["/dev/sda"]) + "{}\n", "names no disk"),
+            (list(&["/dev/sda"]) + "[]\n", "not a line of a report"),
+            (list(&["/dev/sdb"]) + &one, "does not list"),
+            (format!("{{\"disks\": [], \"pad\": \"{}\"}}\n", "x".repeat(LINE_BYTES_MAX)), "more than"),
         ] {
             let polled = polled(said.clone(), "").await;
             let why = &polled.missing.first().unwrap_or_else(|| panic!("{said:.80}: {:?}", polled.failure)).1;
             assert!(why.reason == Reason::BadAnswer && why.detail.contains(detail), "{said:.80}: {why}");
             assert_eq!(polled.value("probe_success"), Some(0.0));
         }
-        let failure = polled("{\"error\": \"smartctl is not there\"}\n", "").await.failure.unwrap();
+        let said = "{\"error\": \"smartctl is not there\", \"reason\": \"unsupported\"}\n";
+        let failure = polled(said, "").await.failure.unwrap();
         assert_eq!((failure.reason, failure.detail.as_str()), (Reason::Unsupported, "smartctl is not there"));
     }
 
@@ -491,6 +619,8 @@ mod tests {
             ("disks = \"sda\"", "device.it.disks: invalid type"),
             ("disk = \"sda\"", "device.it.disk: unknown field"),
             ("[[device.metric]]\nname = \"x\"", "device.it.metric: `smart` takes no list"),
+            ("every = \"59s\"", "device.it.every: disks are asked once a minute at most"),
+            ("cron = \"*/30 * * * * *\"", "device.it.cron: disks are asked once a minute at most"),
         ] {
             let problem = problem(&format!("collector = \"smart\"\n{options}"));
             assert!(problem.starts_with(said), "{options}: {problem}");

@@ -162,7 +162,9 @@ impl<'a> Document<'a> {
             out.counter("device_power_on_seconds", "seconds", &[], hours * 3600.0 + minutes * 60.0);
         }
         if let Some(passed) = self.value.pointer("/smart_status/passed").and_then(Value::as_bool) {
+            // The exporter has it by both names.
             out.gauge("device_smart_status", "", &[], f64::from(u8::from(passed)));
+            out.gauge("device_status", "", &[], f64::from(u8::from(passed)));
         }
         self.tell_sizes_and_speeds(&mut out);
         self.tell_attributes(&mut out);
