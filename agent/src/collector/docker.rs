@@ -2,7 +2,8 @@
 //!
 //! What a container takes has cAdvisor's names and labels, with the container's own id for the cgroup's path; how it is
 //! (`container_state_*`, `container_restartcount`) has docker_state_exporter's. Three metrics: `containers` is how each is,
-//! `stats` is what those take that run, `up` tells how asking went. A container that goes while it is asked is left out.
+//! `stats` is what those take that run, `up` tells how asking went, of each container as well. A container that goes while
+//! it is asked is left out; one that hangs or answers nonsense costs itself.
 //! Deliberately absent: every request that changes something, and what a container is told by its environment: it comes
 //! with the answer and is never looked at.
 
@@ -18,6 +19,7 @@ use satellite_shared::gap::Reason;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
+use tokio::time::Instant;
 
 use self::answer::{Inspected, Listed, Stats};
 use super::http::client::Answer;
@@ -88,6 +90,7 @@ struct Docker {
     gate: Arc<Gate>,
     socket: PathBuf,
     patterns: Patterns,
+    /// How long all of it may take; a third of it is for each answer of one container.
     limit: Duration,
 }
 
@@ -99,10 +102,18 @@ struct Told {
     stats: Option<Result<Stats, Failure>>,
 }
 
+impl Told {
+    fn failure(&self) -> Option<&Failure> {
+        self.inspected.as_ref().err().or(self.stats.as_ref().and_then(|stats| stats.as_ref().err()))
+    }
+}
+
 impl Docker {
     async fn ask(&self) -> Result<Vec<Told>, Failure> {
         self.gate.socket(&self.socket)?;
-        let listed: Option<Vec<Listed>> = self.get("/containers/json?all=1", LIST_BYTES_MAX).await?;
+        let end = Instant::now() + self.limit;
+        let listing = self.get("/containers/json?all=1", LIST_BYTES_MAX);
+        let listed: Option<Vec<Listed>> = probe::within(self.limit, listing).await?;
         let Some(mut listed) = listed else {
             return Err(Failure::new(Reason::BadAnswer, "HTTP 404: this is neither Docker nor Podman"));
         };
@@ -113,7 +124,7 @@ impl Docker {
             ));
         }
         listed.retain(|container| self.patterns.take(container.name()));
-        listed.sort_by(|one, other| (one.name(), &one.id).cmp(&(other.name(), &other.id)));
+        listed.sort_by(|one, other| one.id.cmp(&other.id));
         listed.dedup_by(|one, other| one.id == other.id);
         if listed.len() > CONTAINERS_MAX {
             let what = format!(
@@ -122,23 +133,38 @@ impl Docker {
             );
             return Err(Failure::new(Reason::BadAnswer, what));
         }
-        let asking = futures_util::stream::iter(listed).map(|container| self.ask_one(container));
-        Ok(asking.buffered(AT_ONCE).filter_map(std::future::ready).collect().await)
+        let asking = futures_util::stream::iter(listed).map(|container| self.ask_one(container, end));
+        // Those that hang hold up no others than as many as are asked at once.
+        let mut told: Vec<Told> = asking.buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect().await;
+        told.sort_by(|Told { container: one, .. }, Told { container: other, .. }| {
+            (one.name(), &one.id).cmp(&(other.name(), &other.id))
+        });
+        Ok(told)
     }
 
     /// Nothing where the container has gone.
-    async fn ask_one(&self, container: Listed) -> Option<Told> {
+    async fn ask_one(&self, container: Listed, end: Instant) -> Option<Told> {
         let path = format!("/containers/{}/json", container.id);
-        let inspected = self.get::<Inspected>(&path, ANSWER_BYTES_MAX).await.transpose()?;
+        let inspected = self.get_soon::<Inspected>(&path, end).await.transpose()?;
         let runs = inspected.as_ref().is_ok_and(Inspected::runs);
         let stats = if runs {
             // The engine would else wait a second or two for a second look.
             let path = format!("/containers/{}/stats?stream=false&one-shot=true", container.id);
-            self.get::<Stats>(&path, ANSWER_BYTES_MAX).await.transpose()
+            let stats = self.get_soon::<Stats>(&path, end).await.transpose();
+            stats.map(|stats| stats.and_then(Stats::checked))
         } else {
             None
         };
         Some(Told { container, inspected, stats })
+    }
+
+    /// What is said of one container, in its share of the time that is left.
+    async fn get_soon<T: DeserializeOwned>(&self, path: &str, end: Instant) -> Result<Option<T>, Failure> {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Failure::new(Reason::Timeout, "others took all the time: it was not asked"));
+        }
+        probe::within(left.min(self.limit / 3), self.get(path, ANSWER_BYTES_MAX)).await
     }
 
     /// A GET, each on a connection of its own; nothing where what is asked for is not there, or no longer runs.
@@ -159,7 +185,7 @@ impl Docker {
 
     async fn poll_all(&self, due: &[usize], readings: &mut Readings) -> Result<(), Failure> {
         let watch = Stopwatch::start();
-        let outcome = probe::within(self.limit, self.ask()).await;
+        let outcome = self.ask().await;
         let seconds = watch.seconds();
         let success = outcome.is_ok();
         match outcome {
@@ -169,6 +195,9 @@ impl Docker {
                 both.for_each(|metric| readings.missing(metric, failure.clone()));
             }
             Ok(told) => {
+                if due.contains(&UP) {
+                    add_failures(&told, readings);
+                }
                 if due.contains(&CONTAINERS) {
                     let inspected = told.iter().map(|told| (&told.container, Some(&told.inspected)));
                     add(CONTAINERS, inspected, add_state, readings);
@@ -195,6 +224,18 @@ impl Collector for Docker {
 /// Labels of everything that is told of a container.
 type Labels<'a> = [(&'static str, &'a str); 3];
 
+/// Which of them could not be asked, wholly or in part.
+fn add_failures(told: &[Told], readings: &mut Readings) {
+    for one in told {
+        let failure = one.failure();
+        if let Some(failure) = failure {
+            tracing::debug!(container = one.container.name(), %failure, "a container was not told");
+        }
+        let family = Family::gauge("container_scrape_error", "");
+        readings.sample(UP, family, &one.container.labels(), flag(failure.is_some()));
+    }
+}
+
 /// Adds what is known of each. One that could not be asked spoils nothing; a metric of which nothing is known is missing.
 fn add<'a, T: 'a>(
     metric: usize,
@@ -211,10 +252,7 @@ fn add<'a, T: 'a>(
                 any = true;
                 add_one(value, container.labels(), readings);
             }
-            Some(Err(failure)) => {
-                tracing::debug!(container = container.name(), %failure, "a container was not told");
-                failed = failed.or(Some(failure));
-            }
+            Some(Err(failure)) => failed = failed.or(Some(failure)),
         }
     }
     if let Some(failure) = failed.filter(|_| !any) {
@@ -311,15 +349,15 @@ mod tests {
     }
 
     impl Engine {
-        fn stage(&self, more: &str) -> Stage {
+        fn stage(&self, timeout: &str, more: &str) -> Stage {
             let socket = self.folder.path().join("sock");
             let socket = socket.display();
-            let device = format!("collector = \"docker\"\nsocket = \"{socket}\"\ntimeout = \"1s\"\n{more}");
+            let device = format!("collector = \"docker\"\nsocket = \"{socket}\"\ntimeout = \"{timeout}\"\n{more}");
             Stage::with_policy(&device, &format!("sockets = [\"{socket}\"]")).unwrap()
         }
 
         async fn poll(&self, more: &str) -> Polled {
-            self.stage(more).poll_all().await
+            self.stage("1s", more).poll_all().await
         }
     }
 
@@ -448,12 +486,13 @@ mod tests {
     async fn a_container_that_goes_or_answers_nonsense_spoils_no_other() {
         let engine = engine(|path| {
             let body = match path {
-                "/containers/json?all=1" => listed(&["gone", "going", "odd", "well", "ended"]),
+                "/containers/json?all=1" => listed(&["gone", "going", "odd", "well", "ended", "strange"]),
                 path if path.contains(&id(0)) => return Some((404, "{}".into())),
                 path if path.contains(&id(2)) => "[1, 2]".into(),
                 path if path.ends_with("/json") => inspected("running", ""),
                 path if path.contains(&id(1)) => return Some((409, "{}".into())),
                 path if path.contains(&id(4)) => r#"{"read": "0001-01-01T00:00:00Z", "memory_stats": {}}"#.into(),
+                path if path.contains(&id(5)) => r#"{"read": "yesterday", "memory_stats": {}}"#.into(),
                 _ => SECOND.into(),
             };
             Some((200, body))
@@ -463,9 +502,38 @@ mod tests {
             let of = |(labels, _): (String, f64)| labels.rsplit_once("name=").unwrap().1.to_owned();
             polled.labelled(name).into_iter().map(of).collect::<Vec<_>>()
         };
-        assert_eq!(names("container_restartcount"), ["ended", "going", "well"]);
+        assert_eq!(names("container_restartcount"), ["ended", "going", "strange", "well"]);
         assert_eq!(names("container_last_seen"), ["well"]);
         assert!(polled.missing.is_empty(), "{:?}", polled.missing);
+        assert_eq!(failed(&polled), ["odd", "strange"]);
+    }
+
+    #[tokio::test]
+    async fn a_container_that_hangs_costs_itself() {
+        let engine = engine(|path| {
+            let body = match path {
+                "/containers/json?all=1" => listed(&["a", "b", "c", "d", "e", "well"]),
+                path if path.contains(&id(5)) && path.ends_with("/json") => inspected("running", ""),
+                path if path.contains(&id(5)) => SECOND.into(),
+                path if path.contains(&id(4)) && path.ends_with("/json") => inspected("running", ""),
+                _ => {
+                    std::thread::park();
+                    return None;
+                }
+            };
+            Some((200, body))
+        });
+        let polled = engine.stage("3s", "").poll_all().await;
+        assert_eq!(failed(&polled), ["a", "b", "c", "d", "e"]);
+        assert_eq!(polled.labelled("container_restartcount").len(), 2, "what was known of `e` before it hung");
+        assert!(polled.labelled("container_last_seen")[0].0.ends_with("name=well"));
+        assert_eq!((polled.missing.len(), polled.value("probe_success")), (0, Some(1.0)));
+    }
+
+    /// Those that could not be asked.
+    fn failed(polled: &Polled) -> Vec<String> {
+        let failed = polled.labelled("container_scrape_error").into_iter().filter(|(_, value)| *value > 0.5);
+        failed.map(|(labels, _)| labels.rsplit_once("name=").unwrap().1.to_owned()).collect()
     }
 
     #[tokio::test]

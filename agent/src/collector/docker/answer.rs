@@ -7,9 +7,10 @@
 use std::collections::BTreeMap;
 
 use chrono::DateTime;
+use satellite_shared::gap::Reason;
 use serde::Deserialize;
 
-use super::super::{Family, Readings};
+use super::super::{Failure, Family, Readings};
 use super::{Labels, STATS};
 
 /// Bytes of a word that an engine chose and that becomes a label.
@@ -156,6 +157,16 @@ pub(super) struct Stats {
     blkio_stats: Disks,
     #[serde(default)]
     networks: Option<BTreeMap<String, Network>>,
+}
+
+impl Stats {
+    /// Refuses an answer that does not say when it was true.
+    pub(super) fn checked(self) -> Result<Self, Failure> {
+        match DateTime::parse_from_rfc3339(&self.read) {
+            Ok(_) => Ok(self),
+            Err(error) => Err(Failure::new(Reason::BadAnswer, format!("`read` is no time: {error}"))),
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
