@@ -1,7 +1,8 @@
 //! `tls`: whose certificate a port shows, whether it is trusted, and until when.
 //!
 //! Names are blackbox_exporter's. The handshake is made and nothing is sent through it. A certificate that is not trusted
-//! is an answer, `probe_success` 0, and what it says is told all the same. Deliberately absent: STARTTLS of mail servers.
+//! is an answer, `probe_success` 0, and what it says is told all the same. Two metrics: `certificate` is that, `trust` is a
+//! gap that says why where there is none. Deliberately absent: STARTTLS of mail servers.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use satellite_shared::config::{Device, Problem};
+use satellite_shared::config::{Device, Metric, Problem};
 use satellite_shared::gap::Reason;
 use serde::Deserialize;
 use tokio_rustls::TlsConnector;
@@ -26,6 +27,10 @@ use crate::policy::{Gate, Protocol, check_host};
 pub const KIND: CollectorKind = CollectorKind { name: "tls", build };
 
 const PORT: u16 = 443;
+/// Index of the metric that is what was shown, and how it went.
+const CERTIFICATE: usize = 0;
+/// Index of the metric that is whether it is trusted, or why not.
+const TRUST: usize = 1;
 /// A label that names a certificate; a subject may be of any length.
 const LABEL_BYTES_MAX: usize = 512;
 
@@ -54,7 +59,9 @@ fn build(device: &Device, context: &Context) -> Result<Built, Problem> {
     let gate = Arc::clone(&context.gate);
     let limit = probe::limit(device.timeout);
     let tls = Tls { gate, address, name, trust, seen: Seen::default(), config: None, limit };
-    Ok(Built { collector: Box::new(tls), metrics: whole(device) })
+    let named = |name: &str| whole(device).into_iter().map(|metric| Metric { name: name.into(), ..metric }).collect();
+    let metrics: [Vec<Metric>; 2] = ["certificate", "trust"].map(named);
+    Ok(Built { collector: Box::new(tls), metrics: metrics.concat() })
 }
 
 struct Tls {
@@ -76,32 +83,48 @@ struct Reached {
     cipher: Option<String>,
 }
 
+impl Reached {
+    fn tell(&self, readings: &mut Readings) {
+        probe::report_address(readings, CERTIFICATE, self.lookup_seconds, self.used);
+        let mut info = |name: &str, labels: &[(&str, &str)]| {
+            readings.sample(CERTIFICATE, Family::gauge(name, ""), labels, 1.0);
+        };
+        if let Some(version) = self.version {
+            info("probe_tls_version_info", &[("version", version)]);
+        }
+        if let Some(cipher) = &self.cipher {
+            info("probe_tls_cipher_info", &[("cipher", cipher)]);
+        }
+    }
+}
+
 impl Tls {
-    async fn probe(&mut self, readings: &mut Readings) -> Result<(), Failure> {
+    async fn probe(&mut self, due: &[usize], readings: &mut Readings) -> Result<(), Failure> {
         let watch = Stopwatch::start();
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let mut reached = Reached::default();
         let outcome = probe::within(self.limit, self.shake_hands(&mut reached)).await;
         let seconds = watch.seconds();
-        match &outcome {
-            Err(failure) if probe::was_not_tried(failure) => return Err(failure.clone()),
-            Err(failure) => tracing::debug!(%failure, "no handshake, or none that is trusted"),
-            Ok(()) => {}
-        }
-        probe::report(readings, 0, outcome.is_ok(), seconds);
-        probe::report_address(readings, 0, reached.lookup_seconds, reached.used);
-        let info = |readings: &mut Readings, name, labels: &[(&str, &str)]| {
-            readings.sample(0, Family::gauge(name, ""), labels, 1.0);
-        };
-        if let Some(version) = reached.version {
-            info(readings, "probe_tls_version_info", &[("version", version)]);
-        }
-        if let Some(cipher) = &reached.cipher {
-            info(readings, "probe_tls_cipher_info", &[("cipher", cipher)]);
+        if let Err(failure) = &outcome
+            && probe::was_not_tried(failure)
+        {
+            return Err(failure.clone());
         }
         let shown = self.seen.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(shown) = shown {
-            tell(&shown, readings);
+        if due.contains(&CERTIFICATE) {
+            probe::report(readings, CERTIFICATE, outcome.is_ok(), seconds);
+            reached.tell(readings);
+            if let Some(shown) = &shown {
+                tell(shown, readings);
+            }
+        }
+        if due.contains(&TRUST) {
+            let refusal = shown.and_then(|shown| shown.refusal);
+            match (outcome, refusal) {
+                (Ok(()), _) => readings.sample(TRUST, Family::gauge("probe_tls_trusted", ""), &[], 1.0),
+                (Err(_), Some(why)) => readings.missing(TRUST, Failure::new(Reason::BadAnswer, why)),
+                (Err(failure), None) => readings.missing(TRUST, failure),
+            }
         }
         Ok(())
     }
@@ -129,8 +152,8 @@ impl Tls {
 }
 
 impl Collector for Tls {
-    fn poll<'a>(&'a mut self, _due: &'a [usize], readings: &'a mut Readings) -> Poll<'a> {
-        Box::pin(self.probe(readings))
+    fn poll<'a>(&'a mut self, due: &'a [usize], readings: &'a mut Readings) -> Poll<'a> {
+        Box::pin(self.probe(due, readings))
     }
 }
 
@@ -146,7 +169,7 @@ fn version(version: rustls::ProtocolVersion) -> Option<&'static str> {
 fn tell(shown: &Shown, readings: &mut Readings) {
     if let Some(expiry) = shown.earliest_expiry {
         let family = Family::gauge("probe_ssl_earliest_cert_expiry", "seconds");
-        readings.sample(0, family, &[], expiry as f64);
+        readings.sample(CERTIFICATE, family, &[], expiry as f64);
     }
     let Ok((_, leaf)) = x509_parser::parse_x509_certificate(&shown.leaf) else { return };
     let fingerprint = data_encoding::HEXLOWER.encode(&shown.fingerprint);
@@ -158,7 +181,7 @@ fn tell(shown: &Shown, readings: &mut Readings) {
         ("subject", &subject),
         ("subjectalternative", &names),
     ];
-    readings.sample(0, Family::gauge("probe_ssl_last_chain_info", ""), &labels, 1.0);
+    readings.sample(CERTIFICATE, Family::gauge("probe_ssl_last_chain_info", ""), &labels, 1.0);
 }
 
 fn names(leaf: &X509Certificate<'_>) -> String {
@@ -222,9 +245,27 @@ mod tests {
     async fn a_certificate_that_is_not_trusted_is_an_answer_and_is_told_too() {
         let device = tls_peer("");
         let polled = stage(device.peer.port, &format!("pin:{}", "ab".repeat(32))).poll_all().await;
-        assert_eq!((polled.value("probe_success"), polled.missing.len()), (Some(0.0), 0));
+        assert_eq!((polled.value("probe_success"), polled.value("probe_tls_trusted")), (Some(0.0), None));
         assert_eq!(polled.value("probe_ssl_earliest_cert_expiry"), Some(device.expires as f64));
         assert_eq!(polled.value("probe_tls_version_info"), None);
+    }
+
+    #[tokio::test]
+    async fn why_there_is_no_trust_is_the_gap_of_a_metric_of_its_own() {
+        let device = tls_peer("");
+        for (tls, said) in
+            [("verify", "is not trusted"), (&format!("pin:{}", "ab".repeat(32)), "another than the pinned")]
+        {
+            let polled = stage(device.peer.port, tls).poll_all().await;
+            let (metric, why) = &polled.missing[0];
+            assert_eq!((polled.missing.len(), metric.as_str(), why.reason), (1, "trust", Reason::BadAnswer));
+            assert!(why.detail.contains(said) && why.detail.contains(&device.pin), "{why}");
+        }
+        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let polled = stage(nobody, "verify").poll_all().await;
+        assert_eq!((polled.missing[0].1.reason, polled.value("probe_success")), (Reason::Refused, Some(0.0)));
+        let trusted = stage(device.peer.port, &format!("pin:{}", device.pin)).poll_all().await;
+        assert_eq!((trusted.value("probe_tls_trusted"), trusted.missing.len()), (Some(1.0), 0));
     }
 
     #[tokio::test]

@@ -53,6 +53,8 @@ pub(crate) struct Shown {
     pub(crate) earliest_expiry: Option<i64>,
     /// The device's certificate itself.
     pub(crate) leaf: Vec<u8>,
+    /// Why it was not trusted, and what would be.
+    pub(crate) refusal: Option<String>,
 }
 
 /// Where a handshake leaves what it showed.
@@ -83,9 +85,17 @@ fn provider() -> Arc<CryptoProvider> {
 
 /// The system's authorities, read once: a hundred and more certificates, shared by all devices.
 fn system() -> Result<Arc<WebPkiServerVerifier>, Failure> {
-    static SYSTEM: OnceLock<Result<Arc<WebPkiServerVerifier>, String>> = OnceLock::new();
-    let read = SYSTEM.get_or_init(|| authorities(Path::new(STORE)));
-    read.clone().map_err(|detail| Failure::new(Reason::Unsupported, detail))
+    static SYSTEM: OnceLock<Arc<WebPkiServerVerifier>> = OnceLock::new();
+    kept(&SYSTEM, Path::new(STORE)).map_err(|detail| Failure::new(Reason::Unsupported, detail))
+}
+
+/// What is missing is looked for again: it may have been installed since.
+fn kept(store: &OnceLock<Arc<WebPkiServerVerifier>>, path: &Path) -> Result<Arc<WebPkiServerVerifier>, String> {
+    if let Some(read) = store.get() {
+        return Ok(Arc::clone(read));
+    }
+    let read = authorities(path)?;
+    Ok(Arc::clone(store.get_or_init(|| read)))
 }
 
 fn authorities(path: &Path) -> Result<Arc<WebPkiServerVerifier>, String> {
@@ -117,14 +127,8 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let shown = Shown {
-            fingerprint: fingerprint(end_entity),
-            earliest_expiry: std::iter::once(end_entity).chain(intermediates).take(CHAIN_MAX).filter_map(expiry).min(),
-            leaf: end_entity.to_vec(),
-        };
-        let fingerprint = shown.fingerprint;
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(shown);
-        match (self.trust, &self.system) {
+        let fingerprint = fingerprint(end_entity);
+        let verified = match (self.trust, &self.system) {
             (Trust::Pin(pin), _) if pin == fingerprint => Ok(ServerCertVerified::assertion()),
             (Trust::System, Some(system)) if intermediates.len() < CHAIN_MAX => {
                 system.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
@@ -132,7 +136,15 @@ impl ServerCertVerifier for Verifier {
             (Trust::Pin(_) | Trust::System, _) => {
                 Err(rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
             }
-        }
+        };
+        let shown = Shown {
+            fingerprint,
+            earliest_expiry: std::iter::once(end_entity).chain(intermediates).take(CHAIN_MAX).filter_map(expiry).min(),
+            leaf: end_entity.to_vec(),
+            refusal: verified.as_ref().err().map(|error| refusal(self.trust, error, &fingerprint)),
+        };
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(shown);
+        verified
     }
 
     fn verify_tls12_signature(
@@ -156,6 +168,29 @@ impl ServerCertVerifier for Verifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
+}
+
+/// Why a certificate is not trusted, with what to set where it is the device's own.
+fn refusal(trust: Trust, error: &rustls::Error, fingerprint: &[u8; 32]) -> String {
+    use CertificateError as Wrong;
+    #[expect(clippy::wildcard_enum_match_arm, reason = "whatever else is wrong with it, nobody vouches for it")]
+    let why = match (trust, error) {
+        (Trust::Pin(_), _) => "the certificate is another than the pinned one; if the device has a new one",
+        (Trust::System, rustls::Error::InvalidCertificate(wrong)) => match wrong {
+            Wrong::Expired | Wrong::ExpiredContext { .. } => {
+                "the certificate has expired: renew it; if it is the device's own"
+            }
+            Wrong::NotValidYet | Wrong::NotValidYetContext { .. } => {
+                "the certificate is not valid yet: see both clocks; if it is the device's own"
+            }
+            Wrong::NotValidForName | Wrong::NotValidForNameContext { .. } => {
+                "the certificate is for another name: ask by one that it has; if it is the device's own"
+            }
+            _ => "the certificate is not trusted; if it is the device's own",
+        },
+        (Trust::System, _) => "the certificate is not trusted; if it is the device's own",
+    };
+    format!("{why}, set tls = \"pin:{}\"", data_encoding::HEXLOWER.encode(fingerprint))
 }
 
 fn fingerprint(certificate: &CertificateDer<'_>) -> [u8; 32] {
@@ -192,5 +227,31 @@ mod tests {
         assert!(authorities(&path).unwrap_err().contains("apt install ca-certificates"));
         std::fs::write(&path, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
         assert!(authorities(&path).unwrap_err().contains("apt install ca-certificates"));
+    }
+    #[test]
+    fn a_store_that_comes_later_is_found_and_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, store) = (folder.path().join("ca.crt"), OnceLock::new());
+        assert!(kept(&store, &path).is_err());
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap();
+        std::fs::write(&path, certificate.pem()).unwrap();
+        assert!(kept(&store, &path).is_ok());
+        std::fs::remove_file(&path).unwrap();
+        assert!(kept(&store, &path).is_ok(), "it is read once");
+    }
+
+    #[test]
+    fn why_a_certificate_is_not_trusted_is_said_with_the_pin() {
+        let check = |trust: Trust, wrong: CertificateError, said: &str| {
+            let why = refusal(trust, &rustls::Error::InvalidCertificate(wrong), &[0xab; 32]);
+            assert!(why.contains(said) && why.ends_with(&format!("set tls = \"pin:{}\"", "ab".repeat(32))), "{why}");
+            assert!(why.len() <= 200, "a detail is not cut: {why}");
+        };
+        check(Trust::System, CertificateError::UnknownIssuer, "is not trusted");
+        check(Trust::System, CertificateError::Expired, "has expired");
+        check(Trust::System, CertificateError::NotValidYet, "not valid yet");
+        check(Trust::System, CertificateError::NotValidForName, "for another name");
+        check(Trust::Pin([0; 32]), CertificateError::ApplicationVerificationFailure, "another than the pinned one");
     }
 }
