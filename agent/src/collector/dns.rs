@@ -1,9 +1,9 @@
 //! `dns`: whether a name server answers a question, and whether the answer is the expected one.
 //!
-//! One question to one server, by UDP or TCP, with blackbox_exporter's names. `answer` is what came back; `expect`, where
-//! something is expected, is a gap that says what came instead; `up` tells how it went. A question that is lost is a
-//! server that did not answer: it is not asked again, not even by TCP where the answer was cut short. Deliberately
-//! absent: following referrals, DNSSEC, and encrypted transports.
+//! One question to one server, by UDP or TCP, with blackbox_exporter's names; `probe_dns_rcode` is our own. `answer` is what
+//! came back; `expect`, where something is expected, is a gap that says what came instead; `up` tells how it went. A
+//! question that is lost is a server that did not answer: it is not asked again, not even by TCP where the answer was cut
+//! short. Deliberately absent: following referrals, DNSSEC, and encrypted transports.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -173,7 +173,21 @@ struct Dns {
 #[derive(Default)]
 struct Seen {
     lookup_seconds: f64,
+    connect_seconds: f64,
+    request_seconds: f64,
     used: Option<SocketAddr>,
+}
+
+impl Seen {
+    /// By phase, as blackbox_exporter has them; 0 where it did not come so far.
+    fn tell(&self, readings: &mut Readings) {
+        let phases =
+            [("resolve", self.lookup_seconds), ("connect", self.connect_seconds), ("request", self.request_seconds)];
+        for (phase, seconds) in phases {
+            let family = Family::gauge("probe_dns_duration_seconds", "seconds");
+            readings.sample(UP, family, &[("phase", phase)], seconds);
+        }
+    }
 }
 
 impl Dns {
@@ -189,8 +203,8 @@ impl Dns {
         for address in addresses {
             seen.used = Some(address);
             let answered = match self.transport {
-                Transport::Udp => by_udp(address, &bytes, &question).await,
-                Transport::Tcp => by_tcp(address, &bytes, &question).await,
+                Transport::Udp => by_udp(address, &bytes, &question, seen).await,
+                Transport::Tcp => by_tcp(address, &bytes, &question, seen).await,
             };
             match answered {
                 Ok(answer) => return Ok(answer),
@@ -224,6 +238,7 @@ impl Dns {
         if due.contains(&UP) {
             probe::report(readings, UP, compared.is_ok(), seconds);
             probe::report_address(readings, UP, seen.lookup_seconds, seen.used);
+            seen.tell(readings);
             let succeeded = f64::from(u8::from(outcome.is_ok()));
             readings.sample(UP, Family::gauge("probe_dns_query_succeeded", ""), &[], succeeded);
         }
@@ -288,30 +303,38 @@ fn tell(answer: &Message, readings: &mut Readings) {
     }
 }
 
-async fn by_udp(address: SocketAddr, bytes: &[u8], question: &Message) -> Result<Message, Failure> {
+async fn by_udp(address: SocketAddr, bytes: &[u8], question: &Message, seen: &mut Seen) -> Result<Message, Failure> {
+    let watch = Stopwatch::start();
     let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let io = |error: std::io::Error| probe::failure_of_io(&error);
     let socket = UdpSocket::bind((any, 0)).await.map_err(io)?;
     // Connected, so that nobody but the server is heard.
     socket.connect(address).await.map_err(io)?;
+    seen.connect_seconds = watch.seconds();
+    let watch = Stopwatch::start();
     socket.send(bytes).await.map_err(io)?;
     let mut buffer = vec![0; usize::from(u16::MAX)];
     for _ in 0..STRAY_MAX {
         let length = socket.recv(&mut buffer).await.map_err(io)?;
         if buffer[..length].starts_with(&question.metadata.id.to_be_bytes()) {
+            seen.request_seconds = watch.seconds();
             return read(&buffer[..length], question);
         }
     }
     Err(Failure::new(Reason::BadAnswer, format!("{STRAY_MAX} answers, and none to the question")))
 }
 
-async fn by_tcp(address: SocketAddr, bytes: &[u8], question: &Message) -> Result<Message, Failure> {
+async fn by_tcp(address: SocketAddr, bytes: &[u8], question: &Message, seen: &mut Seen) -> Result<Message, Failure> {
     let talk = async {
+        let watch = Stopwatch::start();
         let mut stream = TcpStream::connect(address).await?;
+        seen.connect_seconds = watch.seconds();
+        let watch = Stopwatch::start();
         let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes();
         stream.write_all(&[&length, bytes].concat()).await?;
         let mut answer = vec![0; usize::from(stream.read_u16().await?)];
         stream.read_exact(&mut answer).await?;
+        seen.request_seconds = watch.seconds();
         Ok(answer)
     };
     let answer = talk.await.map_err(|error: std::io::Error| probe::failure_of_io(&error))?;
@@ -388,6 +411,10 @@ mod tests {
             vec![said.to_vec().unwrap()]
         });
         let polled = polled(port, "query = \"lan\"\ntype = \"SOA\"").await;
+        let phases = polled.labelled("probe_dns_duration_seconds");
+        let names: Vec<&str> = phases.iter().map(|(labels, _)| labels.as_str()).collect();
+        assert_eq!(names, ["phase=resolve", "phase=connect", "phase=request"]);
+        assert!(phases[2].1 > 0.0 && phases.iter().all(|(_, seconds)| *seconds < 1.0), "{phases:?}");
         for (series, value) in [
             ("probe_dns_answer_rrs", 1.0),
             ("probe_dns_authority_rrs", 1.0),
