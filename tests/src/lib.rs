@@ -32,6 +32,8 @@ pub mod far_end;
 
 pub mod foreign;
 
+pub mod automount;
+
 pub mod hanging_mount;
 
 pub mod hostile_device;

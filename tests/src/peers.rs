@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
+use crate::automount;
 use crate::hanging_mount;
 use crate::network;
 use crate::nut;
@@ -81,6 +82,8 @@ pub enum Peer {
     SocketActivate,
     /// A mount that never answers: no program, but root and a kernel that lets it.
     HangingMount,
+    /// A mount that is made when it is looked at: no program, but root and a kernel that lets it.
+    Automount,
     /// What asks WireGuard's interfaces.
     WireGuard,
     /// An interface of WireGuard where the kernel has none.
@@ -88,7 +91,7 @@ pub enum Peer {
 }
 
 /// All of them.
-pub const ALL: [Peer; 34] = [
+pub const ALL: [Peer; 35] = [
     Peer::Python,
     Peer::S3,
     Peer::NodeExporter,
@@ -121,6 +124,7 @@ pub const ALL: [Peer; 34] = [
     Peer::Smartctl,
     Peer::SocketActivate,
     Peer::HangingMount,
+    Peer::Automount,
     Peer::WireGuard,
     Peer::WireGuardGo,
 ];
@@ -157,7 +161,7 @@ impl Peer {
             Self::Snmpd => "snmpd",
             Self::Dnsmasq => "dnsmasq-base",
             Self::Smartctl => "smartmontools",
-            Self::HangingMount => "mount",
+            Self::HangingMount | Self::Automount => "mount",
             Self::WireGuard => "wireguard-tools",
             Self::WireGuardGo => "wireguard-go",
         }
@@ -210,6 +214,7 @@ impl Peer {
             Self::Smartctl => in_path("smartctl"),
             Self::SocketActivate => in_path("systemd-socket-activate"),
             Self::HangingMount => hanging_mount::works().then(|| PathBuf::from("/dev/fuse")),
+            Self::Automount => automount::works().then(|| PathBuf::from("/dev/autofs")),
             Self::WireGuard => in_path("wg"),
             Self::WireGuardGo => in_path("wireguard-go").filter(|_| PathBuf::from("/dev/net/tun").exists()),
         }
@@ -223,6 +228,9 @@ impl Peer {
         }
         if self == Self::HangingMount {
             return "HangingMount is not there: it needs root and /dev/fuse".into();
+        }
+        if self == Self::Automount {
+            return "Automount is not there: it needs root and a kernel with autofs".into();
         }
         format!("{self:?} is not there: `cargo verify` as root installs it, or `apt-get install {}`", self.package())
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
+use satellite_tests::automount::Automount;
 use satellite_tests::dnsmasq::Dnsmasq;
 use satellite_tests::hanging_mount::HangingMount;
 use satellite_tests::house::{House, SOON};
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
     const PODMAN: &[Peer] = &[Peer::Podman, Peer::Python];
     const SMART: &[Peer] = &[Peer::Smartctl, Peer::SocketActivate, Peer::Python];
     const STORAGE: &[Peer] = &[Peer::HangingMount, Peer::Python];
+    const AUTOMOUNT: &[Peer] = &[Peer::Automount, Peer::Python];
     const WIREGUARD: &[Peer] = &[Peer::WireGuard, Peer::WireGuardGo, Peer::Python];
     const LIGHTTPD: &[Peer] = &[Peer::Lighttpd, Peer::Python];
     const OPENSSL: &[Peer] = &[Peer::Openssl, Peer::Python];
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         journey("containers_are_read_from_a_real_podman", PODMAN, docker),
         journey("disks_are_told_by_a_report_that_has_the_rights_to_ask_them", SMART, disks),
         journey("a_mount_that_hangs_costs_its_own_gap_and_nothing_else", STORAGE, storage),
+        journey("an_automount_is_up_where_it_can_be_mounted", AUTOMOUNT, automount),
         journey_inside("the_peers_of_a_wireguard_tunnel_are_told", WIREGUARD, wireguard),
         journey("a_profile_is_read_behind_the_digest_of_a_real_web_server", LIGHTTPD, profile_behind_digest),
     ])
@@ -68,6 +71,16 @@ fn probed(house: &House, device: &str) -> Result<Result<BTreeMap<String, f64>, S
     if let Some(failure) = failure {
         return Ok(Err(failure.to_string()));
     }
+    series(&said).map(Ok)
+}
+
+/// The same, whatever of it is missing.
+fn shown(house: &House, device: &str) -> Result<BTreeMap<String, f64>> {
+    let said = house.satellite.command(&["probe", device, "--json"], "")?;
+    series(&serde_json::from_str(&said.stdout).with_context(|| said.all())?)
+}
+
+fn series(said: &Value) -> Result<BTreeMap<String, f64>> {
     let samples = said["samples"].as_array().context("samples")?;
     let mut found = BTreeMap::new();
     for sample in samples {
@@ -76,7 +89,7 @@ fn probed(house: &House, device: &str) -> Result<Result<BTreeMap<String, f64>, S
         let name = sample["name"].as_str().context("a name")?;
         found.insert(format!("{name}{{{}}}", labels.join(",")), sample["value"].as_f64().context("a value")?);
     }
-    Ok(Ok(found))
+    Ok(found)
 }
 
 fn ups(dir: &Path) -> Result<()> {
@@ -817,12 +830,36 @@ fn storage(dir: &Path) -> Result<()> {
         Ok(waiting)
     };
     let waiting = waiting()?;
-    ensure!((1..=2).contains(&waiting), "one thread of the schedule, one of the probe, and not {waiting}");
+    ensure!(waiting == 1, "one thread of the schedule, none of the probe, and not {waiting}");
 
     mount.abort()?;
     wait::until_true("what the kernel says instead", SOON, || Ok(gaps_of(&mounted, "unreachable")? > 0))?;
     let verdict = house.finish(&[])?;
     ensure!(verdict.stored > 0 && verdict.reasons.contains_key("timeout"), "{:?}", verdict.reasons);
+    Ok(())
+}
+
+fn automount(dir: &Path) -> Result<()> {
+    let mount = Automount::new(dir)?;
+    let mut house = House::new(dir, &[])?;
+    house.satellite.stop()?;
+    house.satellite.set_policy(&format!("directories = [\"{}\"]\n", dir.display()))?;
+    house.satellite.start()?;
+    let point = mount.point.display();
+    let device =
+        format!("[[device]]\nname = \"nas\"\ncollector = \"storage\"\nevery = \"1s\"\nmounts = [\"{point}\"]\n");
+    house.configure(&device)?;
+    let said = house.satellite.command(&["probe", "nas", "--json"], "")?.stdout;
+    let said: Value = serde_json::from_str(&said)?;
+    let up = said["samples"].as_array().into_iter().flatten().find(|sample| sample["name"] == "storage_mount_up");
+    ensure!(up.is_some_and(|sample| sample["value"] == 0.0), "{said}");
+    ensure!(said["missing"].to_string().contains("unreachable") && !mount.is_mounted()?, "{said}");
+    mount.bring_server_back()?;
+    let found = probed(&house, "nas")?.map_err(anyhow::Error::msg)?;
+    ensure!(found.get(&format!("storage_mount_up{{mountpoint=\"{point}\"}}")) == Some(&1.0), "{found:?}");
+    ensure!(mount.is_mounted()?, "to look at it mounts it");
+    let verdict = house.finish(&[])?;
+    ensure!(verdict.stored > 0 && verdict.reasons.contains_key("unreachable"), "{:?}", verdict.reasons);
     Ok(())
 }
 
@@ -949,7 +986,7 @@ fn certificate(dir: &Path) -> Result<()> {
         // It signs for itself: that is told, and what it shows is told all the same.
         ("old", "TLS 1.2", 3.0, "CN=printer.lan", &old.fingerprint, 0.0),
     ] {
-        let found = probed(&house, name)?.map_err(anyhow::Error::msg)?;
+        let found = shown(&house, name)?;
         let expires = found.get("probe_ssl_earliest_cert_expiry{}").with_context(|| format!("{found:?}"))?;
         ensure!((expires - now_s - days * 86_400.0).abs() < 600.0, "{name} expires at {expires}");
         let chain = found.keys().find(|series| series.starts_with("probe_ssl_last_chain_info")).context("a chain")?;
@@ -957,7 +994,10 @@ fn certificate(dir: &Path) -> Result<()> {
         ensure!(found.get("probe_success{}") == Some(&trusted), "{found:?}");
         let spoken = found.contains_key(&format!("probe_tls_version_info{{version=\"{version}\"}}"));
         ensure!(spoken == (trusted > 0.5), "{found:?}");
+        ensure!(found.contains_key("probe_tls_trusted{}") == spoken, "{found:?}");
     }
+    let refused = probed(&house, "old")?.err().context("nobody vouches for it")?;
+    ensure!(refused.contains("is not trusted") && refused.contains(&old.fingerprint), "{refused}");
     let verdict = house.finish(&[])?;
     ensure!(verdict.stored > 0, "{:?}", verdict.reasons);
     Ok(())
