@@ -6,6 +6,7 @@
 
 pub mod disk;
 
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -27,6 +28,9 @@ const SCRIPT_WITHIN: Duration = Duration::from_secs(900);
 /// What the kernel takes to say its first word, where KVM works.
 const FIRST_WORD_WITHIN: Duration = Duration::from_secs(10);
 const MEMORY_MIB: &str = "1024";
+/// What the second drive calls itself: an empty one that speaks NVMe, which smartctl can ask.
+pub const SERIAL: &str = "SATELLITE-0001";
+const DRIVE_BYTES: u64 = 64 << 20;
 /// What a script may say.
 const SAID_BYTES_MAX: usize = 256 << 20;
 
@@ -63,6 +67,7 @@ impl Machine {
         tar.args(["--owner=0", "--group=0", "-cf"]).arg(dir.join("brought.tar")).arg("-C").arg(&stage).arg(".");
         process::run(&mut tar, "")?.success()?;
         std::fs::remove_dir_all(&stage)?;
+        File::create(dir.join("drive"))?.set_len(DRIVE_BYTES)?;
         let disk = Disk::of(&image.join("disk.img"))?;
         Ok(Self { dir: dir.to_owned(), image, disk, boots: 0, running: None })
     }
@@ -90,6 +95,9 @@ impl Machine {
             .arg("-drive")
             .arg(format!("if=none,id=brought,format=raw,readonly=on,file={}", self.dir.join("brought.tar").display()))
             .args(["-device", "virtio-blk-pci,drive=brought", "-device", "virtio-serial-pci"])
+            .arg("-drive")
+            .arg(format!("if=none,id=drive,format=raw,file={}", self.dir.join("drive").display()))
+            .args(["-device", &format!("nvme,drive=drive,serial={SERIAL}")])
             .arg("-chardev")
             .arg(format!("socket,id=test,path={}", port.display()))
             .args(["-device", "virtserialport,chardev=test,name=test"]);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use satellite_tests::checker::Verdict;
 use satellite_tests::journey::{self, journey};
-use satellite_tests::machine::Machine;
+use satellite_tests::machine::{Machine, SERIAL};
 use satellite_tests::peers::Peer;
 use satellite_tests::process::{self, Process};
 use satellite_tests::relay::Account;
@@ -177,11 +177,12 @@ fn story(dir: &Path) -> Result<()> {
     ];
     let mut scene = Scene { machine: Machine::new(dir, &brought)?, dir: dir.to_owned() };
     scene.machine.boot()?;
-    let steps: [Step; 11] = [
+    let steps: [Step; 12] = [
         ("install", Scene::install),
         ("lease", Scene::lease),
         ("host metrics", Scene::host_metrics),
         ("services and containers", Scene::services_and_containers),
+        ("disks", Scene::disks),
         ("kill -9", Scene::kill),
         ("watchdog", Scene::stick),
         ("restarts", Scene::restart_under_load),
@@ -263,6 +264,12 @@ collector = "docker"
 every = "20s"
 
 [[device]]
+name = "disks"
+collector = "smart"
+timeout = "50s"
+every = "1m"
+
+[[device]]
 name = "sealed"
 collector = "http"
 url = "http://127.0.0.1:9/"
@@ -342,6 +349,29 @@ END
              systemctl daemon-reload",
         )?;
         self.wait_until_streaming()
+    }
+
+    /// The unit that may ask disks, enabled as its user enables it, and a real smartctl: it sees an NVMe drive through the
+    /// unit's walls, and the satellite is told.
+    fn disks(&mut self) -> Result<()> {
+        let off = self.machine.run("satellite probe disks")?.stdout;
+        ensure!(off.contains("sudo systemctl enable --now satellite-smart.socket"), "{off}");
+        self.machine.must("test -c /dev/nvme0 && systemctl enable --now satellite-smart.socket")?;
+        let given = self.machine.must("satellite probe disks")?;
+        let nvme = "device=\"nvme0\"";
+        ensure!(value(&given, "smartctl_device_read", nvme)? == 1.0, "{given}");
+        ensure!(value(&given, "smartctl_device_smart_status", nvme)? == 1.0, "{given}");
+        value(&given, "smartctl_device{", &format!("serial_number=\"{SERIAL}\""))?;
+        value(&given, "smartctl_device_temperature", nvme)?;
+        ensure!(value(&given, "probe_success", "")? == 1.0, "{given}");
+        // More visits than a limit of systemd's own would let through: the socket stays open.
+        self.machine.must(
+            r#"perl -MIO::Socket::UNIX -e 'IO::Socket::UNIX->new(Peer => $ARGV[0]) || die for 1..250' /run/satellite-smart.sock
+             systemctl is-active satellite-smart.socket
+             until [ "$(systemctl list-units --no-legend 'satellite-smart@*' | wc -l)" = 0 ]; do sleep 0.5; done"#,
+        )?;
+        self.machine.must("satellite probe disks | grep -F smartctl_device_read")?;
+        self.machine.must("systemctl disable --now satellite-smart.socket").map(drop)
     }
 
     /// A secret that only this machine's systemd can open: nobody listens at that port, but without it nobody would know.
