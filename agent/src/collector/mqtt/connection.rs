@@ -12,8 +12,8 @@ use rumqttc::mqttbytes::v4::{
     ConnAck, Connect, ConnectReturnCode, Packet, PubAck, Publish, Subscribe, SubscribeFilter, SubscribeReasonCode,
 };
 use rumqttc::mqttbytes::{self, QoS};
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use rustls::{CertificateError, ClientConfig};
 use satellite_shared::gap::Reason;
 use secrecy::ExposeSecret as _;
 use tokio::net::TcpStream;
@@ -25,7 +25,6 @@ use tokio_util::either::Either;
 
 use super::inbox::{Inbox, Shared};
 use super::packets::{HEAD_BYTES_MAX, Incoming, Packets};
-use super::payload::PAYLOAD_BYTES_MAX;
 use super::topic::{is_topic, shown};
 use crate::collector::Failure;
 use crate::collector::address::Address;
@@ -51,8 +50,8 @@ const GOOD_SESSION: Duration = Duration::from_secs(60);
 /// Far more than a home says.
 const PACKETS_PER_SECOND_MAX: u32 = 1_000;
 const BYTES_PER_SECOND_MAX: usize = 4 << 20;
-/// A payload that is read at once; a longer one is read on another thread.
-const SMALL_BYTES_MAX: usize = 32 << 10;
+/// What is said where a broker wants to know who asks, and nobody told us.
+pub(crate) const WANTS_LOGIN: &str = "the broker wants a user and a password: set `user` and `secret`";
 /// The number of our first subscription.
 const FIRST_NUMBER: u16 = 1;
 
@@ -112,7 +111,7 @@ impl Broker {
         link.send(Packet::Connect(self.greeting()?)).await?;
         match link.next().await? {
             Incoming::Packet(Packet::ConnAck(ConnAck { code, .. })) => self.check_welcome(code)?,
-            Incoming::Packet(_) | Incoming::Skipped(_) => {
+            Incoming::Packet(_) | Incoming::Skipped(_) | Incoming::Passed(_) => {
                 return Err(Failure::new(Reason::BadAnswer, "the first packet is no CONNACK: not an MQTT broker"));
             }
         }
@@ -122,7 +121,9 @@ impl Broker {
             match link.next().await? {
                 Incoming::Packet(Packet::SubAck(answer)) if answer.pkid == FIRST_NUMBER => break answer.return_codes,
                 // What is retained may come before the answer does.
-                other @ (Incoming::Packet(_) | Incoming::Skipped(_)) => link.take(other, shared).await?,
+                other @ (Incoming::Packet(_) | Incoming::Skipped(_) | Incoming::Passed(_)) => {
+                    link.take(other, shared).await?
+                }
             }
         };
         if answers.len() != filters.len() {
@@ -181,9 +182,7 @@ impl Broker {
                     "the broker refuses user `{user}` or its password: set `user`, or `satellite secrets set {secret}`"
                 )
             }
-            (ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized, None) => {
-                "the broker wants a user and a password: set `user` and `secret`".into()
-            }
+            (ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized, None) => WANTS_LOGIN.into(),
             (ConnectReturnCode::RefusedProtocolVersion, _) => "the broker does not speak MQTT 3.1.1".into(),
             (ConnectReturnCode::BadClientId, _) => "the broker refuses our client id, `satellite-…`".into(),
             (ConnectReturnCode::ServiceUnavailable, _) => "the broker is up and serves nobody".into(),
@@ -200,13 +199,18 @@ async fn shake_hands(
 ) -> Result<TlsStream<TcpStream>, Failure> {
     let shaken = TlsConnector::from(config).connect(tls.name.clone(), stream).await;
     shaken.map_err(|error| {
-        let is_untrusted = error
-            .get_ref()
-            .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-            .is_some_and(|error| matches!(error, rustls::Error::InvalidCertificate(_)));
+        let why = match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(rustls::Error::InvalidCertificate(why)) => Some(why),
+            _ => None,
+        };
         let shown = seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match shown.filter(|_| is_untrusted) {
-            Some(shown) => {
+        match shown.zip(why) {
+            Some((_, CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. })) => {
+                let name = tls.name.to_str();
+                let what = format!("the certificate is not for `{name}`: set server_name to a name that it has");
+                Failure::new(Reason::BadAnswer, what)
+            }
+            Some((shown, _)) => {
                 let pin = data_encoding::HEXLOWER.encode(&shown.fingerprint);
                 let why = match tls.trust {
                     Trust::System => "the certificate is not trusted; if it is the broker's own",
@@ -280,8 +284,9 @@ impl Link {
             Incoming::Skipped(number) => {
                 shared.change(Inbox::on_ignored);
                 self.acknowledge(number).await?;
-                self.pace.after(PAYLOAD_BYTES_MAX).await;
+                self.pace.after(0).await;
             }
+            Incoming::Passed(bytes) => self.pace.after(bytes).await,
             Incoming::Packet(Packet::Publish(publish)) => {
                 let number = (publish.qos != QoS::AtMostOnce).then_some(publish.pkid);
                 let bytes = publish.payload.len();
@@ -309,29 +314,29 @@ impl Link {
     }
 }
 
-/// Reads a message, a long one on another thread, and takes it up; gives topics to listen to from now on.
+/// Reads a message, with nobody waiting where that takes long, and takes it up; gives topics to listen to from now on.
 async fn hear(publish: Publish, shared: &Shared) -> Result<Vec<String>, Failure> {
     let Some(topic) = std::str::from_utf8(&publish.topic).ok().filter(|topic| is_topic(topic)) else {
         shared.change(Inbox::on_ignored);
         return Ok(Vec::new());
     };
-    let form = shared.inbox().form(topic);
-    let Some(form) = form else {
+    let reader = shared.inbox().reader(topic, publish.retain);
+    let Some(reader) = reader else {
         shared.inbox().on_passed();
         return Ok(Vec::new());
     };
-    if publish.payload.len() > form.bytes_max() {
+    let payload = publish.payload.clone();
+    if payload.len() > reader.bytes_max() {
         shared.change(Inbox::on_ignored);
         return Ok(Vec::new());
     }
-    let payload = publish.payload.clone();
-    let said = if payload.len() <= SMALL_BYTES_MAX {
-        form.read(&payload)
+    let message = if reader.is_quick(payload.len()) {
+        reader.read(&payload)
     } else {
-        let work = tokio::task::spawn_blocking(move || form.read(&payload));
+        let work = tokio::task::spawn_blocking(move || reader.read(&payload));
         work.await.map_err(|error| Failure::new(Reason::BadAnswer, format!("`{}`: {error}", shown(topic))))?
     };
-    Ok(shared.change(|inbox| inbox.on_message(topic, publish.retain, said)))
+    Ok(shared.change(|inbox| inbox.on_message(message)))
 }
 
 /// Lets a broker say so much a second, and the others of this process have their turn.

@@ -1,10 +1,10 @@
 //! `profile = "homeassistant"`: whatever announces itself as Home Assistant's MQTT discovery asks: ESPHome, Shelly, Tasmota, …
 //!
 //! A `config` message names a state topic, where in it the value is, its unit and its class; what it names is then
-//! subscribed to. Sensors, binary sensors, switches and numbers are read. Names and labels are those of Home Assistant's
-//! own exporter: `homeassistant_sensor_temperature_celsius`. Of templates only a path is understood, such as
-//! `{{ value_json.a.b }}`, perhaps with `float`, `int` or `round` behind it, which change nothing here; an entity with any
-//! other template is left out. What says that it is offline has no value.
+//! subscribed to. Sensors, binary sensors, switches and numbers are read. Names and labels follow Home Assistant's own
+//! exporter, `homeassistant_sensor_temperature_celsius`, which tells degrees Fahrenheit in Celsius too. Of templates only a
+//! path is understood, such as `{{ value_json.a.b }}`, perhaps with `float`, `int` or `round` behind it, which change
+//! nothing here; an entity with any other template is left out. What says that it is offline has no value until it is back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,9 +19,10 @@ use super::topic::{Filter, is_topic};
 /// Entities of one broker.
 const ENTITIES_MAX: usize = 1_000;
 /// Topics that they name.
-const TOPICS_MAX: usize = 500;
-/// Topics that one entity's availability is told by.
+const TOPICS_MAX: usize = 1_000;
+/// Topics that one entity's availability is told by, and what is held of all of them.
 const AVAILABILITIES_MAX: usize = 4;
+const KNOWN_MAX: usize = 2 * ENTITIES_MAX * AVAILABILITIES_MAX;
 const TEMPLATE_BYTES_MAX: usize = 256;
 const LABEL_BYTES_MAX: usize = 128;
 /// The components that are read.
@@ -41,22 +42,35 @@ struct Entity {
     name: String,
     unit: &'static str,
     kind: Kind,
+    is_fahrenheit: bool,
     /// The words for the two states.
     on: String,
     off: String,
     expire_after: Option<Duration>,
     availability: Vec<Availability>,
+    mode: Mode,
+}
+
+/// When an entity with several availabilities is there.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Mode {
+    /// All of them say so.
+    All,
+    /// One of them does.
+    Any,
+    /// The one that spoke last does.
+    Latest,
 }
 
 /// Where a value is said.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
     topic: String,
     /// Into the JSON of the message; none where the message is the value.
     path: Option<Vec<String>>,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Availability {
     place: Place,
     online: String,
@@ -68,10 +82,13 @@ pub(super) struct HomeAssistant {
     /// `homeassistant`, without the slash.
     base: String,
     filters: Vec<Filter>,
-    /// By the topic of the announcement.
-    entities: BTreeMap<String, Vec<Entity>>,
+    /// By the topic of the announcement and, where it announces several, the name of each: `…/config#name`.
+    entities: BTreeMap<String, Entity>,
     /// What is subscribed to beside the announcements.
     topics: BTreeSet<String>,
+    /// What was said last of each availability: whether it is there, and when, counted.
+    known: BTreeMap<Availability, (bool, u64)>,
+    said: u64,
 }
 
 impl HomeAssistant {
@@ -79,64 +96,100 @@ impl HomeAssistant {
     pub(super) fn new(base: &str) -> Result<Self, String> {
         let filters = ["+/+/config", "+/+/+/config"].map(|rest| Filter::parse(&format!("{base}/{rest}")));
         let filters = filters.into_iter().collect::<Result<_, _>>()?;
-        Ok(Self { base: base.to_owned(), filters, entities: BTreeMap::new(), topics: BTreeSet::new() })
+        Ok(Self {
+            base: base.to_owned(),
+            filters,
+            entities: BTreeMap::new(),
+            topics: BTreeSet::new(),
+            known: BTreeMap::new(),
+            said: 0,
+        })
     }
 
     fn on_config(&mut self, topic: &str, rest: &str, said: &Said) -> Heard {
-        let before = self.entities.remove(topic).unwrap_or_default();
-        let Said::Json(Value::Object(config)) = said else {
-            let is_used = |topic: &String| self.entities.values().flatten().any(|entity| entity.state.topic == *topic);
-            let topics = before.into_iter().map(|entity| entity.state.topic);
-            return Heard { forgotten: topics.filter(|topic| !is_used(topic)).collect(), ..Heard::default() };
-        };
-        let mut entities = entities(rest, config);
-        let known: usize = self.entities.values().map(Vec::len).sum();
-        entities.truncate(ENTITIES_MAX - known.min(ENTITIES_MAX));
-        let mut wanted = Vec::new();
-        for entity in &entities {
-            let availability = entity.availability.iter().map(|availability| &availability.place.topic);
-            for topic in availability.chain([&entity.state.topic]) {
-                if self.topics.len() < TOPICS_MAX && self.topics.insert(topic.clone()) {
-                    wanted.push(topic.clone());
-                }
+        let mut before = self.entities.split_off(&format!("{topic}#"));
+        // No topic has a `#`, behind which comes `$`.
+        self.entities.append(&mut before.split_off(&format!("{topic}$")));
+        let announced = if let Said::Json(Value::Object(config)) = said { entities(rest, config) } else { Vec::new() };
+        let mut heard = Heard::default();
+        let mut wanted = BTreeSet::new();
+        for (name, entity) in announced {
+            let owner = format!("{topic}#{name}");
+            let of_availability = entity.availability.iter().map(|availability| availability.place.topic.clone());
+            let topics: Vec<String> = of_availability.chain([entity.state.topic.clone()]).collect();
+            let is_new = |topic: &&String| !self.topics.contains(*topic) && !wanted.contains(*topic);
+            let more = topics.iter().filter(is_new).count();
+            let is_known = self.topics.len() + wanted.len();
+            if self.entities.len() >= ENTITIES_MAX || more > 0 && is_known + more > TOPICS_MAX {
+                heard.left_out += 1;
+                continue;
             }
+            // What the broker retains it says again to who subscribes again.
+            let was = before.get(&owner);
+            let has_changed = was.is_some_and(|was| *was != entity);
+            if was == Some(&entity) {
+                before.remove(&owner);
+            }
+            wanted.extend(topics.into_iter().filter(|topic| has_changed || !self.topics.contains(topic)));
+            self.entities.insert(owner, entity);
         }
-        if !entities.is_empty() {
-            self.entities.insert(topic.to_owned(), entities);
-        }
-        Heard { wanted, ..Heard::default() }
+        self.topics.extend(wanted.iter().cloned());
+        heard.wanted = wanted.into_iter().collect();
+        heard.gone = before.into_keys().collect();
+        heard
     }
 
-    fn on_state(&self, topic: &str, said: &Said) -> Heard {
-        let mut heard = Heard::default();
-        for entity in self.entities.values().flatten() {
-            for availability in entity.availability.iter().filter(|availability| availability.place.topic == topic) {
-                let Some(text) = availability.place.find(said) else { continue };
-                let up = text.is(&availability.online, &availability.offline);
-                if up == Some(0.0) {
-                    heard.forgotten.push(entity.state.topic.clone());
-                }
-                if let Some(up) = up {
-                    heard.told.push(entity.told("homeassistant_entity_available", "", up).lasting());
-                }
+    fn on_said(&mut self, topic: &str, said: &Said) -> Heard {
+        if *said == Said::Nothing {
+            self.known.retain(|availability, _| availability.place.topic != topic);
+            return Heard { forgotten: vec![topic.to_owned()], ..Heard::default() };
+        }
+        self.said += 1;
+        let changed = self.learn(topic, said);
+        let mut told = Vec::new();
+        for (owner, entity) in &self.entities {
+            if entity.availability.iter().any(|availability| changed.contains(availability)) {
+                let up = f64::from(u8::from(self.is_there(entity)));
+                told.push(entity.told(owner, "homeassistant_entity_available", "", up).lasting());
             }
-            if entity.state.topic == topic
-                && let Some(found) = entity.state.find(said)
-            {
-                let value = if entity.domain == "sensor" || entity.domain == "number" {
-                    found.number()
-                } else {
-                    found.is(&entity.on, &entity.off)
-                };
-                let told = value.map(|value| Told {
-                    kind: entity.kind,
-                    life: Life::Measured(entity.expire_after),
-                    ..entity.told(&entity.name, entity.unit, value)
-                });
-                heard.told.extend(told);
+            if entity.state.topic == topic {
+                told.extend(entity.measured(owner, said));
             }
         }
-        heard
+        Heard { told, ..Heard::default() }
+    }
+
+    /// Notes what a message says of availability; gives those of which it says something.
+    fn learn(&mut self, topic: &str, said: &Said) -> BTreeSet<Availability> {
+        let all = self.entities.values().flat_map(|entity| &entity.availability);
+        let of_topic: BTreeSet<&Availability> = all.filter(|availability| availability.place.topic == topic).collect();
+        let mut changed = BTreeMap::new();
+        for availability in of_topic {
+            let found = availability.place.find(said);
+            if let Some(up) = found.and_then(|found| found.is(&availability.online, &availability.offline)) {
+                changed.insert(availability.clone(), (up > 0.0, self.said));
+            }
+        }
+        if self.known.len() + changed.len() > KNOWN_MAX {
+            let used: BTreeSet<&Availability> =
+                self.entities.values().flat_map(|entity| &entity.availability).collect();
+            self.known.retain(|availability, _| used.contains(availability));
+        }
+        self.known.extend(changed.clone());
+        changed.into_keys().collect()
+    }
+
+    /// Whether an entity is there, as far as anybody said.
+    fn is_there(&self, entity: &Entity) -> bool {
+        let mut known = entity.availability.iter().filter_map(|availability| self.known.get(availability));
+        match entity.mode {
+            Mode::All => known.all(|(is_up, _)| *is_up),
+            Mode::Any => {
+                let says_no = known.filter(|(is_up, _)| !is_up).count();
+                says_no == 0 || says_no < entity.availability.len()
+            }
+            Mode::Latest => known.max_by_key(|(_, when)| *when).is_none_or(|(is_up, _)| *is_up),
+        }
     }
 }
 
@@ -153,22 +206,40 @@ impl Profile for HomeAssistant {
         let inner = topic.strip_prefix(&self.base).and_then(|rest| rest.strip_prefix('/'));
         match inner.and_then(|inner| inner.strip_suffix("/config")) {
             Some(rest) => self.on_config(topic, rest, said),
-            None => self.on_state(topic, said),
+            None => self.on_said(topic, said),
         }
+    }
+
+    fn is_offline(&self, owner: &str) -> bool {
+        self.entities.get(owner).is_some_and(|entity| !self.is_there(entity))
     }
 
     fn reset(&mut self) {
         self.entities.clear();
         self.topics.clear();
+        self.known.clear();
     }
 }
 
 impl Entity {
-    fn told(&self, name: &str, unit: &'static str, value: f64) -> Told {
-        Told::gauge(name, unit, &self.device, value)
+    fn told(&self, owner: &str, name: &str, unit: &'static str, value: f64) -> Told {
+        let told = Told::gauge(name, unit, &self.device, value)
             .with("domain", self.domain)
             .with("entity", &self.id)
-            .with("friendly_name", &self.friendly_name)
+            .with("friendly_name", &self.friendly_name);
+        Told { owner: owner.to_owned(), ..told }
+    }
+
+    /// What a message of its state's topic says of it.
+    fn measured(&self, owner: &str, said: &Said) -> Option<Told> {
+        let found = self.state.find(said)?;
+        let value = match self.domain {
+            "sensor" | "number" => found.number(),
+            _ => found.is(&self.on, &self.off),
+        }?;
+        let value = if self.is_fahrenheit { (value - 32.0) / 1.8 } else { value };
+        let life = Life::Measured(self.expire_after);
+        Some(Told { kind: self.kind, life, ..self.told(owner, &self.name, self.unit, value) })
     }
 }
 
@@ -232,17 +303,17 @@ impl Place {
     }
 }
 
-/// The entities of an announcement; `rest` is `sensor/node/object`, or `device/id` where it announces several.
-fn entities(rest: &str, config: &Map<String, Value>) -> Vec<Entity> {
+/// The entities of an announcement, each with a name of its own in it; `rest` is `sensor/node/object`, or `device/id` where it announces several.
+fn entities(rest: &str, config: &Map<String, Value>) -> Vec<(String, Entity)> {
     let (component, ids) = rest.split_once('/').unwrap_or((rest, ""));
     if component != "device" {
-        return entity(component, ids, config, config).into_iter().collect();
+        return entity(component, ids, config, config).map(|entity| (String::new(), entity)).into_iter().collect();
     }
     let components = either(config, "components", "cmps").and_then(Value::as_object);
     let announced = components.into_iter().flatten().take(ENTITIES_MAX);
     let entity = |(id, own): (&String, &Value)| {
         let own = own.as_object()?;
-        entity(text(own, "platform", "p")?, &format!("{ids}/{id}"), own, config)
+        Some((id.clone(), entity(text(own, "platform", "p")?, &format!("{ids}/{id}"), own, config)?))
     };
     announced.filter_map(entity).collect()
 }
@@ -260,10 +331,15 @@ fn entity(component: &str, ids: &str, own: &Map<String, Value>, shared: &Map<Str
         let first_id = either(device, "identifiers", "ids").and_then(|ids| ids.as_str().or_else(|| ids[0].as_str()));
         text(device, "name", "name").or(first_id)
     });
-    let object = text(own, "object_id", "obj_id").or_else(|| text(own, "unique_id", "uniq_id"));
+    // What has been `object_id` until 2025 names the domain, too.
+    let default_id = text(own, "default_entity_id", "def_ent_id").and_then(|id| Some(id.split_once('.')?.1));
+    let object = default_id.or_else(|| text(own, "object_id", "obj_id")).or_else(|| text(own, "unique_id", "uniq_id"));
     let object = object.map_or_else(|| ids.replace('/', "_"), str::to_owned);
     let friendly = [device_name, text(own, "name", "name")].into_iter().flatten().collect::<Vec<_>>().join(" ");
     let symbol = text(own, "unit_of_measurement", "unit_of_meas").unwrap_or_default();
+    // As Home Assistant's exporter does.
+    let is_fahrenheit = symbol == "°F";
+    let symbol = if is_fahrenheit { "°C" } else { symbol };
     let word = |long: &str, short: &str, other: &str| {
         let value = either(own, long, short);
         value.map_or_else(|| other.to_owned(), |value| value.as_str().map_or_else(|| value.to_string(), str::to_owned))
@@ -279,11 +355,17 @@ fn entity(component: &str, ids: &str, own: &Map<String, Value>, shared: &Map<Str
         state,
         name: series_name(domain, text(own, "device_class", "dev_cla").unwrap_or_default(), symbol),
         unit: unit(symbol),
+        is_fahrenheit,
         kind: if is_counter { Kind::Counter } else { Kind::Gauge },
         on: word("state_on", "stat_on", &on),
         off: word("state_off", "stat_off", &off),
         expire_after: expire_after.map(Duration::from_secs),
         availability: availabilities(find, tilde),
+        mode: match find_text("availability_mode", "avty_mode") {
+            Some("all") => Mode::All,
+            Some("any") => Mode::Any,
+            _ => Mode::Latest,
+        },
     })
 }
 
@@ -371,18 +453,19 @@ fn path(template: Option<&str>) -> Option<Option<Vec<String>>> {
 
 /// As Home Assistant's exporter calls it: by class and unit, where there are any.
 fn series_name(domain: &str, class: &str, symbol: &str) -> String {
-    if domain != "sensor" {
-        return format!("homeassistant_{domain}_state");
-    }
     let unit = match symbol {
         "%" => "percent".to_owned(),
         "°C" => "celsius".to_owned(),
-        "°F" => "fahrenheit".to_owned(),
         other => {
             let plain = other.replace('/', "_per_").replace(['µ', 'μ'], "u").replace('³', "3").replace('²', "2");
             snake_case(&plain.to_lowercase().replace('°', "degrees"))
         }
     };
+    match (domain, unit.as_str()) {
+        ("sensor", _) => {}
+        ("number", unit) if !unit.is_empty() => return format!("homeassistant_number_state_{unit}"),
+        (domain, _) => return format!("homeassistant_{domain}_state"),
+    }
     match (snake_case(class).as_str(), unit.as_str()) {
         ("", "") => "homeassistant_sensor_state".to_owned(),
         ("", unit) => format!("homeassistant_sensor_unit_{unit}"),
@@ -420,7 +503,7 @@ mod tests {
             "availability": [{"topic": "zigbee2mqtt/bridge/state", "value_template": "{{ value_json.state }}"}],
             "device": {"identifiers": ["0x00158d00"], "name": "Attic"}});
         let (mut profile, heard) = announced("sensor/0x00158d00/temperature", config);
-        assert_eq!(heard.wanted, ["zigbee2mqtt/bridge/state", "zigbee2mqtt/attic"]);
+        assert_eq!(heard.wanted, ["zigbee2mqtt/attic", "zigbee2mqtt/bridge/state"]);
         let told = profile.hear("zigbee2mqtt/attic", &Said::Json(json!({"temperature": 21.5, "humidity": 40}))).told;
         let told = &told[0];
         assert_eq!(
@@ -430,11 +513,12 @@ mod tests {
         assert_eq!((label(told, "device"), label(told, "friendly_name")), ("Attic", "Attic Temperature"));
         assert_eq!((label(told, "entity"), label(told, "domain")), ("sensor.0x00158d00_temperature", "sensor"));
         assert_eq!(told.life, Life::Measured(Some(Duration::from_secs(600))));
+        let owner = told.owner.clone();
         let offline = profile.hear("zigbee2mqtt/bridge/state", &Said::Json(json!({"state": "offline"})));
-        assert_eq!(offline.forgotten, ["zigbee2mqtt/attic"]);
         assert_eq!((offline.told[0].name.as_str(), offline.told[0].value), ("homeassistant_entity_available", 0.0));
+        assert!(profile.is_offline(&owner) && offline.told[0].owner == owner);
         let gone = profile.hear("homeassistant/sensor/0x00158d00/temperature/config", &Said::Nothing);
-        assert_eq!(gone.forgotten, ["zigbee2mqtt/attic"]);
+        assert_eq!(gone.gone, [owner]);
         assert!(profile.hear("zigbee2mqtt/attic", &Said::Json(json!({"temperature": 1}))).told.is_empty());
     }
 
@@ -448,7 +532,8 @@ mod tests {
         let told = profile.hear("tele/plug/SENSOR", &Said::Json(json!({"ENERGY": {"Total": 12.5}}))).told;
         assert_eq!((told[0].name.as_str(), told[0].kind), ("homeassistant_sensor_energy_kwh", Kind::Counter));
         assert_eq!((told[0].unit, label(&told[0], "device")), ("kilowatt_hours", "ABC"));
-        assert_eq!(profile.hear("tele/plug/LWT", &Said::Number(0.0)).forgotten, ["tele/plug/SENSOR"]);
+        let offline = profile.hear("tele/plug/LWT", &Said::Number(0.0));
+        assert!(profile.is_offline(&offline.told[0].owner));
     }
 
     #[test]
@@ -528,11 +613,46 @@ mod tests {
         }
         assert_eq!(announced("camera/x", json!({"stat_t": "a"})).1, Heard::default());
         let mut profile = HomeAssistant::new("homeassistant").unwrap();
+        let mut left_out = 0;
         for n in 0..1_200 {
-            let config = Said::Json(json!({"stat_t": format!("t/{n}")}));
-            profile.hear(&format!("homeassistant/sensor/n{n}/config"), &config);
+            let config = Said::Json(json!({"stat_t": format!("t/{}", n / 2), "avty_t": format!("a/{n}")}));
+            left_out += profile.hear(&format!("homeassistant/sensor/n{n}/config"), &config).left_out;
         }
-        assert_eq!((profile.entities.len(), profile.topics.len()), (1_000, 500));
+        let wanted: BTreeSet<&String> =
+            profile.entities.values().map(|entity| &entity.availability[0].place.topic).collect();
+        assert!(wanted.iter().all(|topic| profile.topics.contains(*topic)), "what is held is listened to");
+        assert_eq!(profile.entities.len() + left_out, 1_200);
+        assert!((TOPICS_MAX - 1..=TOPICS_MAX).contains(&profile.topics.len()) && left_out > 0);
+    }
+
+    #[test]
+    fn an_entity_is_there_as_its_announcement_counts_its_availabilities() {
+        for (mode, expect) in [("all", [false, false]), ("any", [true, true]), ("latest", [false, true])] {
+            let config = json!({"stat_t": "s", "avty": [{"t": "a"}, {"t": "b"}], "avty_mode": mode});
+            let (mut profile, _) = announced("sensor/x", config);
+            assert!(!profile.is_offline("homeassistant/sensor/x/config#"), "nobody said so");
+            let mut is_there =
+                |topic: &str, up: f64| profile.hear(topic, &Said::Number(up)).told.iter().all(|told| told.value > 0.0);
+            is_there("b", 1.0);
+            assert_eq!([is_there("a", 0.0), is_there("b", 1.0)], expect, "{mode}");
+            profile.hear("a", &Said::Nothing);
+            assert!(!profile.is_offline("homeassistant/sensor/x/config#"), "{mode}: it was taken back");
+        }
+    }
+
+    #[test]
+    fn a_new_announcement_replaces_what_the_one_before_told() {
+        let config = |name: &str| json!({"name": name, "stat_t": "s", "avty_t": "a"});
+        let (mut profile, _) = announced("sensor/x", config("Old"));
+        profile.hear("a", &Said::Number(0.0));
+        let mut again = |config| profile.hear("homeassistant/sensor/x/config", &Said::Json(config));
+        assert_eq!(again(config("Old")), Heard::default(), "the same says nothing new");
+        let renamed = again(config("New"));
+        assert_eq!(renamed.gone, ["homeassistant/sensor/x/config#"]);
+        assert_eq!(renamed.wanted, ["a", "s"], "so that the broker says again what it retains");
+        assert!(profile.is_offline("homeassistant/sensor/x/config#"), "that it is offline is still known");
+        let next = profile.hear("homeassistant/sensor/xy/config", &Said::Json(config("Next")));
+        assert_eq!((next.gone.len(), next.wanted.len(), profile.entities.len()), (0, 0, 2));
     }
 
     #[test]
@@ -549,5 +669,18 @@ mod tests {
             assert_eq!(series_name("sensor", class, unit), format!("homeassistant_sensor_{name}"));
         }
         assert_eq!(series_name("switch", "outlet", ""), "homeassistant_switch_state");
+        assert_eq!(series_name("number", "temperature", "°C"), "homeassistant_number_state_celsius");
+        assert_eq!(series_name("number", "", ""), "homeassistant_number_state");
+        let (mut american, _) = announced(
+            "sensor/x",
+            json!({"stat_t": "s", "dev_cla": "temperature", "unit_of_meas": "°F",
+            "def_ent_id": "sensor.porch", "obj_id": "old", "uniq_id": "1"}),
+        );
+        let told = american.hear("s", &Said::Number(68.0)).told.remove(0);
+        assert_eq!(
+            (told.name.as_str(), told.unit, told.value),
+            ("homeassistant_sensor_temperature_celsius", "celsius", 20.0)
+        );
+        assert_eq!(label(&told, "entity"), "sensor.porch");
     }
 }

@@ -3,95 +3,34 @@
 //! What came before the connection was lost is forgotten when it is lost: nobody knows what was said meanwhile. Pure but
 //! for the clock. Invariant: at most [`SERIES_MAX`] series are held; what is silent makes room for what is new.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::DateTime;
 use satellite_shared::clock::{Clock, Now};
 use satellite_shared::gap::Reason;
-use satellite_shared::metric::is_metric_name;
+use satellite_shared::metric::{Kind, is_metric_name};
 use tokio::sync::Notify;
 
-use super::payload::{self, Form, PAYLOAD_BYTES_MAX, Said};
+use super::message::{Found, Listed, Message, Reader, Rule, Values};
+use super::payload::{PAYLOAD_BYTES_MAX, Said};
 use super::profile::{Life, Profile, Told};
 use super::topic::{Filter, shown};
-use crate::collector::http::path::{NOTHING, Path};
-use crate::collector::number::Number;
 use crate::collector::{Failure, Family, Readings};
 
 /// Series of one device.
 pub(super) const SERIES_MAX: usize = 1_000;
-/// Series of one topic, where a profile finds them.
+/// Measurements of one topic, where a profile finds them.
 const SERIES_PER_TOPIC_MAX: usize = 200;
 /// Messages that are kept until a profile understands them, and how large one may be.
 const EARLY_MAX: usize = 200;
 const EARLY_BYTES_MAX: usize = 8 << 10;
-
-/// When a value counts.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Rule {
-    /// A topic that was silent for longer has no value.
-    pub(super) silent_after: Duration,
-    /// Whether what the broker had kept from before counts, from when it arrives.
-    pub(super) retained: bool,
-}
+/// Of what a profile has no room for.
+const LEFT_OUT: &str = "not all: more announces itself than the 1,000 entities and 1,000 topics of a device: narrow it by `base`, or list topics as metrics";
 
 /// A profile and when its values count.
 pub(super) type Ruled = (Box<dyn Profile>, Rule);
-
-/// One metric of the configuration and where it is said.
-pub(super) struct Listed {
-    pub(super) number: Number,
-    pub(super) filter: Filter,
-    /// The label of each wildcard, in order; the whole topic is the label where there are none.
-    pub(super) labels_from: Option<Vec<String>>,
-    pub(super) path: Option<Path>,
-    pub(super) rule: Rule,
-}
-
-/// Each value of a message with the labels that set it apart.
-type Values = Vec<(Vec<(String, String)>, f64)>;
-
-impl Listed {
-    fn labels(&self, topic: &str, captures: &[&str]) -> Vec<(String, String)> {
-        match &self.labels_from {
-            _ if captures.is_empty() => Vec::new(),
-            None => vec![("topic".into(), topic.to_owned())],
-            Some(names) => names.iter().zip(captures).map(|(name, text)| (name.clone(), (*text).to_owned())).collect(),
-        }
-    }
-
-    /// The values of a message; `None` where it says nothing of this metric.
-    fn values(&self, labels: &[(String, String)], said: &Said) -> Result<Option<Values>, String> {
-        let one = |value: f64| Ok(Some(vec![(labels.to_vec(), value)]));
-        match (said, &self.path) {
-            (Said::Number(value), None) => one(*value),
-            (Said::Json(document), None) => match payload::number(document) {
-                Some(value) => one(value),
-                None => Err("the message is JSON: say by `path` where in it the number is".into()),
-            },
-            (Said::Number(_), Some(_)) => Err("the message is a number alone: leave out `path`".into()),
-            (Said::Json(document), Some(path)) => match path.numbers_as(document, payload::number) {
-                Err(why) if why == NOTHING => Ok(None),
-                Err(why) => Err(format!("the message: {why}")),
-                Ok(found) => {
-                    let with_index = |(index, value): (String, f64)| {
-                        let mut labels = labels.to_vec();
-                        if !path.is_single() {
-                            labels.push(("index".into(), index));
-                        }
-                        (labels, value)
-                    };
-                    Ok(Some(found.into_iter().map(with_index).collect()))
-                }
-            },
-            (Said::Nothing, _) => Err("the message is empty".into()),
-            (Said::Devices(_), _) => Ok(None),
-            (Said::Other(why) | Said::Word { why, .. }, _) => Err(why.clone()),
-        }
-    }
-}
 
 /// How the connection is.
 #[derive(Debug, Clone)]
@@ -110,10 +49,22 @@ struct Heard {
     values: Result<Values, String>,
 }
 
-/// What one topic said last of one series of a profile.
+/// What sets a series of a profile apart. Two topics may tell the same one.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct SeriesKey {
+    topic: String,
+    name: String,
+    labels: Vec<(&'static str, String)>,
+}
+
+/// What one topic said last of it.
 struct Series {
     at: Now,
-    told: Told,
+    owner: String,
+    kind: Kind,
+    unit: &'static str,
+    value: f64,
+    life: Life,
 }
 
 /// A message that a profile can't understand yet.
@@ -144,12 +95,16 @@ pub(super) enum Patience {
 /// What has arrived.
 pub(super) struct Inbox {
     clock: Arc<dyn Clock>,
-    listed: Vec<Listed>,
+    listed: Arc<Vec<Listed>>,
     profile: Option<Ruled>,
     link: Link,
     heard: BTreeMap<(usize, String), Heard>,
     passed: Vec<Option<Passed>>,
-    series: BTreeMap<String, Vec<Series>>,
+    series: BTreeMap<SeriesKey, Series>,
+    /// When each metric, the profile behind those that are listed, last had a value for which there was no room.
+    crowded: Vec<Option<Now>>,
+    /// Whether the profile found more than it has room for, which is not said again.
+    left_out: bool,
     early: BTreeMap<String, Early>,
     /// Filters that the broker does not let this user read.
     refused: Vec<String>,
@@ -181,7 +136,9 @@ impl Inbox {
         Self {
             clock,
             passed: vec![None; listed.len()],
-            listed,
+            crowded: vec![None; listed.len() + 1],
+            left_out: false,
+            listed: Arc::new(listed),
             profile,
             link: Link::Starting,
             heard: BTreeMap::new(),
@@ -204,11 +161,10 @@ impl Inbox {
         filters
     }
 
-    /// How a message of this topic is to be read; `None` where nobody has a use for it.
-    pub(super) fn form(&self, topic: &str) -> Option<Form> {
+    /// Who reads a message of this topic; `None` where nobody has a use for it.
+    pub(super) fn reader(&self, topic: &str, retained: bool) -> Option<Reader> {
         let of_profile = self.profile.as_ref().and_then(|(profile, _)| profile.form(topic));
-        let is_listed = || self.listed.iter().any(|listed| listed.filter.captures(topic).is_some());
-        of_profile.or_else(|| is_listed().then_some(Form::Value))
+        Reader::new(&self.listed, of_profile, topic, retained)
     }
 
     /// The longest message that somebody has a use for.
@@ -235,6 +191,8 @@ impl Inbox {
         self.series.clear();
         self.early.clear();
         self.passed.fill(None);
+        self.crowded.fill(None);
+        self.left_out = false;
         if let Some((profile, _)) = &mut self.profile {
             profile.reset();
         }
@@ -252,23 +210,29 @@ impl Inbox {
     }
 
     /// Takes up a message; gives topics to listen to from now on.
-    pub(super) fn on_message(&mut self, topic: &str, retained: bool, said: Said) -> Vec<String> {
+    pub(super) fn on_message(&mut self, message: Message) -> Vec<String> {
         let now = self.clock.now();
         self.messages += 1;
+        let Message { topic, retained, said, found } = message;
         if matches!(said, Said::Other(_)) {
             self.ignored += 1;
         }
-        for index in 0..self.listed.len() {
-            self.take_listed(index, topic, retained, &said, now);
+        for (index, found) in found {
+            self.take_listed(index, &topic, found, now);
         }
-        self.take_profile(topic, Early { at: now, retained, said })
+        self.take_profile(&topic, Early { at: now, retained, said })
     }
 
     fn take_profile(&mut self, topic: &str, message: Early) -> Vec<String> {
         let Some((profile, rule)) = &mut self.profile else { return Vec::new() };
         let (heard, rule) = (profile.hear(topic, &message.said), *rule);
-        for topic in heard.forgotten {
-            self.series.remove(&topic);
+        if !heard.forgotten.is_empty() || !heard.gone.is_empty() {
+            let (topics, owners) = (BTreeSet::from_iter(heard.forgotten), BTreeSet::from_iter(heard.gone));
+            self.series.retain(|key, series| !topics.contains(&key.topic) && !owners.contains(&series.owner));
+        }
+        if heard.left_out > 0 {
+            self.ignored += heard.left_out as u64;
+            self.left_out = true;
         }
         for told in heard.told {
             let counts = told.life == Life::State || !message.retained || rule.retained;
@@ -294,47 +258,56 @@ impl Inbox {
         wanted
     }
 
-    fn take_listed(&mut self, index: usize, topic: &str, retained: bool, said: &Said, now: Now) {
-        let listed = &self.listed[index];
-        let Some(captures) = listed.filter.captures(topic) else { return };
-        if retained && !listed.rule.retained {
-            self.passed[index] = Some(Passed { at: now, why: "was retained: it counts with `retained = true`" });
-            return;
-        }
-        let values = match listed.values(&listed.labels(topic, &captures), said) {
-            Ok(None) => {
-                self.passed[index] = Some(Passed { at: now, why: "has nothing where `path` leads" });
+    fn take_listed(&mut self, index: usize, topic: &str, found: Found, now: Now) {
+        let values = match found {
+            Found::Nothing(why) => {
+                self.passed[index] = Some(Passed { at: now, why });
                 return;
             }
-            Ok(Some(values)) => Ok(values),
-            Err(why) => Err(why),
+            Found::TooMany => return self.leave_out(index, now),
+            Found::Values(values) => values,
         };
         let key = (index, topic.to_owned());
         let before = self.heard.get(&key).map_or(0, Heard::len);
         let heard = Heard { at: now, values };
         if heard.len() > before && !self.has_room_for(heard.len() - before, now) {
-            self.ignored += 1;
-            return;
+            return self.leave_out(index, now);
         }
         self.heard.insert(key, heard);
     }
 
     fn take_told(&mut self, topic: &str, told: Told, now: Now) {
-        let of_topic = self.series.get_mut(topic);
-        let count = of_topic.as_ref().map_or(0, |series| series.len());
-        let is_same = |other: &&mut Series| other.told.name == told.name && other.told.labels == told.labels;
-        if let Some(known) = of_topic.and_then(|series| series.iter_mut().find(is_same)) {
-            *known = Series { at: now, told };
-        } else if count < SERIES_PER_TOPIC_MAX && self.has_room_for(1, now) {
-            self.series.entry(topic.to_owned()).or_default().push(Series { at: now, told });
-        } else {
-            self.ignored += 1;
+        let Told { owner, name, kind, unit, labels, value, life } = told;
+        let key = SeriesKey { topic: topic.to_owned(), name, labels };
+        let series = Series { at: now, owner, kind, unit, value, life };
+        if let Some(known) = self.series.get_mut(&key) {
+            *known = series;
+            return;
         }
+        // Presence and lists are many in one topic by their nature.
+        let fits_topic = life == Life::State || self.measured_of(topic) < SERIES_PER_TOPIC_MAX;
+        if fits_topic && self.has_room_for(1, now) {
+            self.series.insert(key, series);
+        } else {
+            self.leave_out(self.listed.len(), now);
+        }
+    }
+
+    /// A value of this metric for which there was no room.
+    fn leave_out(&mut self, metric: usize, now: Now) {
+        self.ignored += 1;
+        self.crowded[metric] = Some(now);
+    }
+
+    fn measured_of(&self, topic: &str) -> usize {
+        let first = SeriesKey { topic: topic.to_owned(), name: String::new(), labels: Vec::new() };
+        let of_topic = self.series.range(first..).take_while(|(key, _)| key.topic == topic);
+        of_topic.filter(|(_, series)| series.life != Life::State).count()
     }
 
     fn held(&self) -> usize {
         let listed: usize = self.heard.values().map(Heard::len).sum();
-        listed + self.series.values().map(Vec::len).sum::<usize>()
+        listed + self.series.len()
     }
 
     /// Whether so many more fit, once what is silent has gone where it is needed.
@@ -344,11 +317,9 @@ impl Inbox {
         }
         let listed = &self.listed;
         self.heard.retain(|(index, _), heard| is_fresh(heard.at, now, listed[*index].rule.silent_after));
-        let rule = self.profile.as_ref().map(|(_, rule)| *rule);
-        for series in self.series.values_mut() {
-            series.retain(|series| speaks(series, now, rule));
+        if let Some(ruled) = &self.profile {
+            self.series.retain(|_, series| speaks(series, now, ruled));
         }
-        self.series.retain(|_, series| !series.is_empty());
         self.held() + more <= SERIES_MAX
     }
 
@@ -391,16 +362,29 @@ impl Inbox {
 
     /// Adds the values of a metric of the configuration, or says why there are none.
     pub(super) fn tell_listed(&self, metric: usize, readings: &mut Readings) {
-        let told = self.fresh_values(metric);
-        match told {
-            Err(failure) => readings.missing(metric, failure),
-            Ok(values) => {
+        let crowded = self.crowded(metric, self.listed[metric].rule);
+        match (self.fresh_values(metric), crowded) {
+            (Err(_), Some(failure)) | (Err(failure), None) => readings.missing(metric, failure),
+            (Ok(values), crowded) => {
+                // What there is room for is told, and that it is not all.
+                crowded.into_iter().for_each(|failure| readings.missing(metric, failure));
                 for (labels, value) in values.into_iter().flatten() {
                     let labels: Vec<(&str, &str)> = labels.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
                     self.listed[metric].number.add_with(metric, &labels, *value, readings);
                 }
             }
         }
+    }
+
+    /// What is told of a metric some of whose values had no room, for as long as they would count.
+    fn crowded(&self, metric: usize, rule: Rule) -> Option<Failure> {
+        let at = self.crowded[metric].filter(|at| is_fresh(*at, self.clock.now(), rule.silent_after))?;
+        let what = format!(
+            "not all: at {} there was no room for another series ({SERIES_MAX} a device, {SERIES_PER_TOPIC_MAX} a topic of a \
+             profile): narrow it by `base` or `topic`, or make it several devices",
+            utc(at)
+        );
+        Some(Failure::new(Reason::BadAnswer, what))
     }
 
     fn fresh_values(&self, metric: usize) -> Result<Vec<&Values>, Failure> {
@@ -447,25 +431,27 @@ impl Inbox {
 
     /// Adds all that the profile knows, or says why that is nothing.
     pub(super) fn tell_profile(&self, metric: usize, readings: &mut Readings) {
-        let Some((profile, rule)) = &self.profile else { return };
+        let Some(ruled @ (profile, rule)) = &self.profile else { return };
         let up_since = match self.since() {
             Ok(since) => since,
             Err(failure) => return readings.missing(metric, failure),
         };
         let now = self.clock.now();
-        let mut speaking: Vec<&Series> =
-            self.series.values().flatten().filter(|series| speaks(series, now, Some(*rule))).collect();
+        let mut speaking: Vec<_> = self.series.iter().filter(|(_, series)| speaks(series, now, ruled)).collect();
         // Two topics may tell the same series: the one that spoke last is right.
-        speaking.sort_by_key(|series| std::cmp::Reverse(series.at.mono_ms));
+        speaking.sort_by_key(|(_, series)| std::cmp::Reverse(series.at.mono_ms));
         let mut names = HashSet::new();
-        for series in &speaking {
-            let Told { name, kind, unit, labels, value, .. } = &series.told;
-            if names.insert((name, labels)) {
-                let labels: Vec<(&str, &str)> = labels.iter().map(|(n, v)| (*n, v.as_str())).collect();
-                readings.sample(metric, Family { name, kind: *kind, unit }, &labels, *value);
+        for (key, series) in &speaking {
+            if names.insert((&key.name, &key.labels)) {
+                let labels: Vec<(&str, &str)> = key.labels.iter().map(|(n, v)| (*n, v.as_str())).collect();
+                let family = Family { name: &key.name, kind: series.kind, unit: series.unit };
+                readings.sample(metric, family, &labels, series.value);
             }
         }
-        if !speaking.is_empty() {
+        let left_out = self.left_out.then(|| Failure::new(Reason::BadAnswer, LEFT_OUT));
+        let crowded = left_out.or_else(|| self.crowded(metric, *rule));
+        if !speaking.is_empty() || crowded.is_some() {
+            crowded.into_iter().for_each(|failure| readings.missing(metric, failure));
             return;
         }
         let filters = profile.filters();
@@ -475,7 +461,7 @@ impl Inbox {
             let what = "the broker does not let this user read it: see its access list";
             Failure::new(Reason::Refused, format!("`{first}`: {what}"))
         } else {
-            let last = self.series.values().flatten().map(|series| series.at).max_by_key(|at| at.mono_ms);
+            let last = self.series.values().map(|series| series.at).max_by_key(|at| at.mono_ms);
             let what = match last {
                 Some(last) => format!("silent since {}", utc(last)),
                 None => format!("nothing was said that is a value since the subscription of {}", utc(up_since)),
@@ -492,8 +478,8 @@ impl Inbox {
             heard.values.is_ok() && is_fresh(heard.at, now, self.listed[*index].rule.silent_after)
         };
         let listed: usize = self.heard.iter().filter(|(key, heard)| fresh(key, heard)).map(|(_, it)| it.len()).sum();
-        let rule = self.profile.as_ref().map(|(_, rule)| *rule);
-        let told = self.series.values().flatten().filter(|series| speaks(series, now, rule)).count();
+        let told = self.profile.iter();
+        let told = told.flat_map(|ruled| self.series.values().filter(|series| speaks(series, now, ruled))).count();
         Standing {
             failure: self.since().err(),
             connect_seconds: self.connect_seconds,
@@ -516,11 +502,11 @@ fn is_fresh(at: Now, now: Now, silent_after: Duration) -> bool {
     u128::from(now.mono_ms.saturating_sub(at.mono_ms)) <= silent_after.as_millis()
 }
 
-fn speaks(series: &Series, now: Now, rule: Option<Rule>) -> bool {
-    match series.told.life {
+fn speaks(series: &Series, now: Now, (profile, rule): &Ruled) -> bool {
+    match series.life {
         Life::State => true,
         Life::Measured(own) => {
-            own.or(rule.map(|rule| rule.silent_after)).is_none_or(|limit| is_fresh(series.at, now, limit))
+            is_fresh(series.at, now, own.unwrap_or(rule.silent_after)) && !profile.is_offline(&series.owner)
         }
     }
 }
@@ -561,8 +547,13 @@ mod tests {
     use satellite_shared::config::{Metric, Schedule};
     use serde_json::json;
 
+    use super::super::homeassistant::HomeAssistant;
+    use super::super::payload::Form;
     use super::super::tasmota::Tasmota;
+    use super::super::zigbee2mqtt::Zigbee2mqtt;
     use super::*;
+    use crate::collector::http::path::Path;
+    use crate::collector::number::Number;
     use crate::collector::series_of_key;
 
     const RULE: Rule = Rule { silent_after: Duration::from_secs(60), retained: false };
@@ -593,6 +584,18 @@ mod tests {
     }
 
     impl Bench {
+        /// A message that says this.
+        fn hear(&mut self, topic: &str, retained: bool, said: Said) -> Vec<String> {
+            let listening = self.inbox.listed.iter().enumerate();
+            let found = listening.filter(|(_, listed)| listed.filter.captures(topic).is_some());
+            let found = found.map(|(at, listed)| (at, listed.find(topic, retained, &said, SERIES_MAX))).collect();
+            self.inbox.on_message(Message { topic: topic.to_owned(), retained, said, found })
+        }
+
+        fn listed(&mut self, at: usize) -> &mut Listed {
+            &mut Arc::get_mut(&mut self.inbox.listed).unwrap()[at]
+        }
+
         /// What a metric tells: `label=value,…` with the number, or why nothing.
         fn told(&self, metric: usize) -> Result<Vec<(String, f64)>, Failure> {
             let mut readings = Readings::default();
@@ -623,13 +626,13 @@ mod tests {
         let mut bench = bench(vec![listed("a", None, RULE)], false);
         bench.refusal(0, Reason::Timeout, "`a` has said nothing since the subscription of 2026-11-22 15:00:00 UTC");
         bench.clock.advance(5_000);
-        bench.inbox.on_message("a", false, Said::Number(3.0));
+        bench.hear("a", false, Said::Number(3.0));
         bench.clock.advance(60_000);
         assert_eq!(bench.told(0).unwrap(), [("room=attic".to_owned(), 6.0)]);
         bench.clock.advance(1);
         bench.refusal(0, Reason::Timeout, "`a` is silent since 2026-11-22 15:00:05 UTC, longer than silent_after = 1m");
         // The wall clock may jump: what counts is how long it was.
-        bench.inbox.on_message("a", false, Said::Number(4.0));
+        bench.hear("a", false, Said::Number(4.0));
         bench.clock.step_wall(0);
         assert_eq!(bench.told(0).unwrap()[0].1, 8.0);
     }
@@ -637,8 +640,8 @@ mod tests {
     #[test]
     fn a_lost_connection_is_one_gap_and_what_was_known_is_forgotten() {
         let mut bench = bench(vec![listed("a", None, RULE)], true);
-        bench.inbox.on_message("a", false, Said::Number(3.0));
-        bench.inbox.on_message("tele/plug/LWT", true, Said::Number(1.0));
+        bench.hear("a", false, Said::Number(3.0));
+        bench.hear("tele/plug/LWT", true, Said::Number(1.0));
         bench.inbox.on_down(Failure::new(Reason::Refused, "the broker hung up"));
         bench.clock.advance(30_000);
         bench.inbox.on_down(Failure::new(Reason::Refused, "connection refused: nothing listens there"));
@@ -653,22 +656,22 @@ mod tests {
     #[test]
     fn what_was_retained_counts_only_where_it_is_asked_for() {
         let mut bench = bench(vec![listed("a", None, RULE), listed("a", None, Rule { retained: true, ..RULE })], true);
-        bench.inbox.on_message("a", true, Said::Number(3.0));
+        bench.hear("a", true, Said::Number(3.0));
         bench.refusal(0, Reason::Timeout, "was retained: it counts with `retained = true`");
         assert_eq!(bench.told(1).unwrap()[0].1, 6.0);
-        bench.inbox.on_message("tele/plug/SENSOR", true, Said::Json(json!({"ENERGY": {"Power": 5}})));
-        bench.inbox.on_message("tele/plug/LWT", true, Said::Number(1.0));
+        bench.hear("tele/plug/SENSOR", true, Said::Json(json!({"ENERGY": {"Power": 5}})));
+        bench.hear("tele/plug/LWT", true, Said::Number(1.0));
         assert_eq!(bench.told(2).unwrap(), [("device=plug".to_owned(), 1.0)], "presence is made to be retained");
     }
 
     #[test]
     fn a_wildcard_is_a_label_and_each_topic_is_silent_by_itself() {
         let mut bench = bench(vec![listed("tele/+/SENSOR", Some("$.e[*].p"), RULE)], false);
-        bench.inbox.listed[0].labels_from = Some(vec!["plug".into()]);
-        bench.inbox.on_message("tele/tv/SENSOR", false, Said::Json(json!({"e": [{"p": 1}, {"p": "ON"}]})));
+        bench.listed(0).labels_from = Some(vec!["plug".into()]);
+        bench.hear("tele/tv/SENSOR", false, Said::Json(json!({"e": [{"p": 1}, {"p": "ON"}]})));
         bench.clock.advance(50_000);
-        bench.inbox.on_message("tele/lamp/SENSOR", false, Said::Json(json!({"e": [{"p": 5}]})));
-        bench.inbox.on_message("tele/bare/SENSOR", false, Said::Json(json!({"f": 1})));
+        bench.hear("tele/lamp/SENSOR", false, Said::Json(json!({"e": [{"p": 5}]})));
+        bench.hear("tele/bare/SENSOR", false, Said::Json(json!({"f": 1})));
         let mut told = bench.told(0).unwrap();
         told.sort_by(|a, b| a.0.cmp(&b.0));
         let expect = [("index=0,plug=lamp", 10.0), ("index=0,plug=tv", 2.0), ("index=1,plug=tv", 2.0)];
@@ -676,8 +679,8 @@ mod tests {
         bench.clock.advance(20_000);
         assert_eq!(bench.told(0).unwrap().len(), 1);
         assert_eq!((bench.inbox.standing().speaking, bench.inbox.standing().silent), (1, 2));
-        bench.inbox.listed[0].labels_from = None;
-        bench.inbox.on_message("tele/tv/SENSOR", false, Said::Json(json!({"e": [{"p": 1}]})));
+        bench.listed(0).labels_from = None;
+        bench.hear("tele/tv/SENSOR", false, Said::Json(json!({"e": [{"p": 1}]})));
         assert!(bench.told(0).unwrap().iter().any(|(labels, _)| labels.ends_with("topic=tele/tv/SENSOR")));
     }
 
@@ -685,7 +688,7 @@ mod tests {
     fn a_message_that_is_no_value_is_told_until_the_next_one() {
         let mut bench = bench(vec![listed("a", None, RULE), listed("a", Some("$.x"), RULE)], false);
         let check = |bench: &mut Bench, said: Said, plain: &str, path: &str| {
-            bench.inbox.on_message("a", false, said);
+            bench.hear("a", false, said);
             for (metric, why) in [(0, plain), (1, path)] {
                 bench.refusal(metric, Reason::BadAnswer, why);
             }
@@ -696,11 +699,11 @@ mod tests {
         check(&mut bench, word, "`warm` is no number", "`warm` is no number");
         check(&mut bench, Said::Nothing, "is empty", "is empty");
         check(&mut bench, Said::Other("the message is no text".into()), "no text", "no text");
-        bench.inbox.on_message("a", false, Said::Number(1.0));
+        bench.hear("a", false, Said::Number(1.0));
         assert_eq!(bench.told(0).unwrap()[0].1, 2.0);
         bench.refusal(1, Reason::BadAnswer, "leave out `path`");
-        bench.inbox.on_message("a", false, Said::Json(json!({"x": "ON"})));
-        bench.inbox.on_message("a", false, Said::Json(json!({"y": 1})));
+        bench.hear("a", false, Said::Json(json!({"x": "ON"})));
+        bench.hear("a", false, Said::Json(json!({"y": 1})));
         assert_eq!(bench.told(1).unwrap()[0].1, 2.0, "a message that is about something else changes nothing");
         assert_eq!(bench.inbox.standing().ignored, 1);
     }
@@ -709,23 +712,23 @@ mod tests {
     fn series_are_bounded_and_the_silent_ones_make_room() {
         let mut bench = bench(vec![listed("#", None, RULE)], true);
         for n in 0..1_500 {
-            bench.inbox.on_message(&format!("t/{n}"), false, Said::Number(1.0));
+            bench.hear(&format!("t/{n}"), false, Said::Number(1.0));
         }
-        assert_eq!((bench.told(0).unwrap().len(), bench.inbox.standing().ignored), (SERIES_MAX, 500));
+        assert_eq!((bench.inbox.held(), bench.inbox.standing().ignored), (SERIES_MAX, 500));
         bench.clock.advance(61_000);
-        bench.inbox.on_message("t/new", false, Said::Number(1.0));
+        bench.hear("t/new", false, Said::Number(1.0));
         assert_eq!((bench.told(0).unwrap().len(), bench.inbox.held()), (1, 1));
         let many: serde_json::Map<String, serde_json::Value> =
             (0..900).map(|n| (format!("S{n}"), json!({"Temperature": n}))).collect();
-        bench.inbox.on_message("tele/plug/SENSOR", false, Said::Json(serde_json::Value::Object(many)));
-        assert_eq!(bench.told(1).unwrap().len(), SERIES_PER_TOPIC_MAX);
+        bench.hear("tele/plug/SENSOR", false, Said::Json(serde_json::Value::Object(many)));
+        assert_eq!(bench.inbox.series.len(), SERIES_PER_TOPIC_MAX);
     }
 
     #[test]
     fn a_topic_that_the_broker_refuses_is_told_alone() {
         let mut bench = bench(vec![listed("a", None, RULE), listed("b", None, RULE)], true);
         bench.inbox.on_up(0.1, vec!["a".into(), "tele/#".into()]);
-        bench.inbox.on_message("b", false, Said::Number(1.0));
+        bench.hear("b", false, Said::Number(1.0));
         bench.refusal(0, Reason::Refused, "`a`: the broker does not let this user read it");
         bench.refusal(2, Reason::Refused, "`tele/#`: the broker does not let this user read it");
         assert!(bench.told(1).is_ok());
@@ -736,10 +739,10 @@ mod tests {
         let mut bench = bench(vec![listed("a", None, RULE)], true);
         assert_eq!(bench.inbox.patience(&[0], true), Patience::UntilNews);
         assert_eq!(bench.inbox.patience(&[0], false), Patience::Over);
-        bench.inbox.on_message("a", false, Said::Number(1.0));
+        bench.hear("a", false, Said::Number(1.0));
         assert_eq!(bench.inbox.patience(&[0], true), Patience::Over);
         assert_eq!(bench.inbox.patience(&[0, 1], true), Patience::UntilNews);
-        bench.inbox.on_message("tele/plug/LWT", true, Said::Number(1.0));
+        bench.hear("tele/plug/LWT", true, Said::Number(1.0));
         assert_eq!(bench.inbox.patience(&[0, 1, 2], true), Patience::UntilQuiet);
         assert_eq!(bench.inbox.patience(&[2], true), Patience::Over);
         bench.inbox.on_down(Failure::new(Reason::Refused, "x"));
@@ -747,12 +750,104 @@ mod tests {
     }
 
     #[test]
-    fn the_last_will_takes_a_devices_values_away() {
+    fn what_says_that_it_is_offline_has_no_values_until_it_is_back() {
         let mut bench = bench(vec![], true);
-        bench.inbox.on_message("tele/plug/SENSOR", false, Said::Json(json!({"ENERGY": {"Power": 5}})));
-        assert_eq!(bench.told(0).unwrap().len(), 1);
-        bench.inbox.on_message("tele/plug/LWT", false, Said::Number(0.0));
-        assert_eq!(bench.told(0).unwrap(), [("device=plug".to_owned(), 0.0)]);
+        let power = || Said::Json(json!({"ENERGY": {"Power": 5}}));
+        let (up, down) = (("device=plug".to_owned(), 1.0), ("device=plug".to_owned(), 0.0));
+        let value = ("device=plug".to_owned(), 5.0);
+        bench.hear("tele/plug/SENSOR", false, power());
+        bench.hear("tele/lamp/SENSOR", false, power());
+        for _ in 0..2 {
+            bench.hear("tele/plug/LWT", false, Said::Number(0.0));
+            // Somebody says its state all the same, as a bridge does that starts and has its old states.
+            bench.hear("tele/plug/SENSOR", false, power());
+            let told = bench.told(0).unwrap();
+            assert!(told.contains(&down) && !told.contains(&value), "{told:?}");
+            assert!(told.contains(&("device=lamp".to_owned(), 5.0)), "{told:?}");
+            assert_eq!((bench.inbox.standing().speaking, bench.inbox.standing().silent), (2, 1));
+            bench.hear("tele/plug/LWT", false, Said::Number(1.0));
+            let told = bench.told(0).unwrap();
+            assert!(told.contains(&up) && told.contains(&value), "{told:?}");
+        }
+        bench.hear("tele/plug/LWT", false, Said::Number(0.0));
+        bench.clock.advance(61_000);
+        bench.hear("tele/plug/LWT", false, Said::Number(1.0));
+        assert_eq!(bench.told(0).unwrap(), [up], "what was said too long ago does not come back");
+    }
+
+    #[test]
+    fn what_the_broker_retained_of_who_is_offline_counts_when_it_is_back() {
+        let mut bench = bench(vec![], false);
+        let entity = HomeAssistant::new("homeassistant").unwrap();
+        bench.inbox.profile = Some((Box::new(entity), Rule { retained: true, ..RULE }));
+        let config =
+            |name: &str| Said::Json(json!({"name": name, "stat_t": "boiler/state", "avty_t": "boiler/status"}));
+        bench.hear("homeassistant/sensor/boiler/config", true, config("Old"));
+        bench.hear("boiler/status", true, Said::Number(0.0));
+        bench.hear("boiler/state", true, Said::Number(7.0));
+        let values = |bench: &Bench| -> Vec<f64> {
+            let mut values: Vec<f64> = bench.told(0).unwrap().into_iter().map(|(_, value)| value).collect();
+            values.sort_by(f64::total_cmp);
+            values
+        };
+        assert_eq!(values(&bench), [0.0]);
+        bench.hear("boiler/status", false, Said::Number(1.0));
+        assert_eq!(values(&bench), [1.0, 7.0]);
+        let wanted = bench.hear("homeassistant/sensor/boiler/config", false, config("New"));
+        assert_eq!(wanted, ["boiler/state", "boiler/status"]);
+        bench.hear("boiler/state", true, Said::Number(8.0));
+        assert_eq!(values(&bench), [8.0], "nothing is left of what had another name");
+        bench.hear("homeassistant/sensor/boiler/config", false, Said::Nothing);
+        assert!(bench.told(0).is_err(), "nothing is left of what is gone");
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_a_gap_beside_what_is_told() {
+        let mut bench = bench(vec![listed("t/#", None, RULE)], true);
+        let gap = |bench: &Bench, metric: usize| {
+            let mut readings = Readings::default();
+            let inbox = &bench.inbox;
+            if metric == 0 {
+                inbox.tell_listed(0, &mut readings)
+            } else {
+                inbox.tell_profile(1, &mut readings)
+            }
+            (readings.len(), readings.failures().iter().map(|(_, failure)| failure.to_string()).collect::<Vec<_>>())
+        };
+        let many: serde_json::Map<String, serde_json::Value> =
+            (0..201).map(|n| (format!("S{n}"), json!({"Temperature": n}))).collect();
+        bench.hear("tele/plug/SENSOR", false, Said::Json(serde_json::Value::Object(many)));
+        let (told, why) = gap(&bench, 1);
+        assert_eq!((told, why.len()), (SERIES_PER_TOPIC_MAX, 1));
+        assert!(
+            why[0].starts_with("bad_answer: not all: at 2026-11-22 15:00:00 UTC")
+                && why[0].ends_with("several devices")
+        );
+        for n in 0..801 {
+            bench.hear(&format!("t/{n}"), false, Said::Number(1.0));
+        }
+        let (told, why) = gap(&bench, 0);
+        assert_eq!((told, why.len()), (800, 1), "{why:?}");
+        bench.clock.advance(61_000);
+        bench.hear("t/1", false, Said::Number(1.0));
+        assert_eq!(gap(&bench, 0), (1, vec![]), "what would be silent by now is not missing");
+    }
+
+    #[test]
+    fn presence_and_lists_are_as_many_in_one_topic_as_there_is_room_for() {
+        let mut bench = bench(vec![], false);
+        bench.inbox.profile = Some((Box::new(Zigbee2mqtt::new("z").unwrap()), RULE));
+        let list: Vec<_> = (0..500).map(|n| json!({"friendly_name": format!("d{n}")})).collect();
+        let list = serde_json::Value::Array(list).to_string();
+        bench.hear("z/bridge/devices", true, Form::Devices.read(list.as_bytes()));
+        assert_eq!((bench.told(0).unwrap().len(), bench.inbox.standing().ignored), (500, 0));
+        bench.inbox.profile = Some((Box::new(HomeAssistant::new("homeassistant").unwrap()), RULE));
+        for n in 0..1_001 {
+            let config = json!({"name": format!("e{n}"), "stat_t": "s"});
+            bench.hear(&format!("homeassistant/sensor/e{n}/config"), true, Said::Json(config));
+        }
+        let refusal = bench.told(0).unwrap_err();
+        assert!(refusal.detail.contains("not all: more announces itself than the 1,000"), "{refusal}");
     }
 
     #[test]
@@ -760,12 +855,12 @@ mod tests {
         let mut bench = bench(vec![], false);
         let network = super::super::zigbee2mqtt::Zigbee2mqtt::new("z").unwrap();
         bench.inbox.profile = Some((Box::new(network), RULE));
-        bench.inbox.on_message("z/plug", true, Said::Json(json!({"temperature": 1})));
-        bench.inbox.on_message("z/attic", false, Said::Json(json!({"temperature": 21.5})));
-        bench.inbox.on_message("z/big", false, Said::Json(json!({"x": "y".repeat(10_000)})));
+        bench.hear("z/plug", true, Said::Json(json!({"temperature": 1})));
+        bench.hear("z/attic", false, Said::Json(json!({"temperature": 21.5})));
+        bench.hear("z/big", false, Said::Json(json!({"x": "y".repeat(10_000)})));
         bench.clock.advance(30_000);
         let list = br#"[{"friendly_name": "attic", "definition": {"exposes": [{"type": "numeric", "property": "temperature", "unit": "\u00b0C"}]}}, {"friendly_name": "plug"}]"#;
-        bench.inbox.on_message("z/bridge/devices", true, Form::Devices.read(list));
+        bench.hear("z/bridge/devices", true, Form::Devices.read(list));
         assert_eq!((bench.inbox.early.len(), bench.inbox.standing().ignored), (0, 1));
         let told = bench.told(0).unwrap();
         assert!(told.contains(&("device=attic".to_owned(), 21.5)), "{told:?}");

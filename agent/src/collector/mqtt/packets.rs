@@ -1,8 +1,8 @@
 //! MQTT packets as they come in: read by the library where they are short, and a long message skipped.
 //!
 //! A topic may carry pictures or maps beside numbers, so that a message which is too long is no reason to hang up: its
-//! bytes are thrown away as they come, and its number is kept where the broker wants it acknowledged. Any other packet
-//! that is too long ends the connection. Invariant: at most the longest packet, or a topic, is held in memory.
+//! bytes are thrown away and counted as they come, and its number is kept where the broker wants it acknowledged. Any other
+//! packet that is too long ends the connection. Invariant: at most the longest packet, or a topic, is held in memory.
 
 use bytes::{Buf as _, BytesMut};
 use rumqttc::mqttbytes::{self, v4::Packet};
@@ -22,6 +22,8 @@ pub(super) enum Incoming {
     Packet(Packet),
     /// A message that is skipped, and its number where it wants to be acknowledged.
     Skipped(Option<u16>),
+    /// So many bytes of it.
+    Passed(usize),
 }
 
 /// The codec of one connection.
@@ -54,13 +56,14 @@ impl Decoder for Packets {
     type Error = mqttbytes::Error;
 
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<Incoming>, mqttbytes::Error> {
+        let passed = self.skip.min(src.len());
+        if passed > 0 {
+            src.advance(passed);
+            self.skip -= passed;
+            return Ok(Some(Incoming::Passed(passed)));
+        }
         if self.skip > 0 {
-            let skipped = self.skip.min(src.len());
-            src.advance(skipped);
-            self.skip -= skipped;
-            if self.skip > 0 {
-                return Ok(None);
-            }
+            return Ok(None);
         }
         let Some(head) = head(src)? else { return Ok(None) };
         if head.rest <= self.bytes_max {
@@ -75,9 +78,6 @@ impl Decoder for Packets {
         }
         let Some(number) = number(&head, src)? else { return Ok(None) };
         self.skip = head.len + head.rest;
-        let skipped = self.skip.min(src.len());
-        src.advance(skipped);
-        self.skip -= skipped;
         Ok(Some(Incoming::Skipped(number)))
     }
 }
@@ -152,10 +152,18 @@ mod tests {
     fn a_long_message_is_skipped_and_what_follows_is_read() {
         let bytes = [message(10, None), message(5_000, None), message(300_000, Some(7)), message(20, Some(8))].concat();
         for piece in [1, 7, 64] {
-            let found = decoded(&bytes, piece).unwrap();
+            let (passed, found): (Vec<Incoming>, Vec<Incoming>) = decoded(&bytes, piece)
+                .unwrap()
+                .into_iter()
+                .partition(|incoming| matches!(incoming, Incoming::Passed(_)));
             assert_eq!(found.len(), 4);
             assert_eq!(found[1..3], [Incoming::Skipped(None), Incoming::Skipped(Some(7))]);
             assert!(matches!(&found[3], Incoming::Packet(Packet::Publish(publish)) if publish.payload.len() == 20));
+            let bytes = |incoming: &Incoming| if let Incoming::Passed(bytes) = incoming { *bytes } else { 0 };
+            assert_eq!(
+                passed.iter().map(bytes).sum::<usize>(),
+                message(5_000, None).len() + message(300_000, Some(7)).len()
+            );
         }
     }
 

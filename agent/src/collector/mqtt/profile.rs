@@ -23,8 +23,12 @@ pub(super) trait Profile: Send {
     /// What a message tells.
     fn hear(&mut self, topic: &str, said: &Said) -> Heard;
 
+    /// Whether this one says that it is offline. What is held of its measurements is not told until it is back; a broker
+    /// sends what it retains only once, so that nothing is thrown away meanwhile.
+    fn is_offline(&self, owner: &str) -> bool;
+
     /// Forgets what it learnt: the connection is gone, and what is retained comes again.
-    fn reset(&mut self) {}
+    fn reset(&mut self);
 }
 
 /// What a message told a profile.
@@ -32,6 +36,8 @@ pub(super) trait Profile: Send {
 pub(super) struct Heard {
     /// Topics whose series are over: done before anything new is taken up.
     pub(super) forgotten: Vec<String>,
+    /// Owners whose series are over, whatever topic told them; likewise.
+    pub(super) gone: Vec<String>,
     /// New values.
     pub(super) told: Vec<Told>,
     /// Topics to listen to from now on.
@@ -40,11 +46,15 @@ pub(super) struct Heard {
     pub(super) is_early: bool,
     /// What was kept can be understood now.
     pub(super) is_ready: bool,
+    /// How many it found and has no room for.
+    pub(super) left_out: usize,
 }
 
 /// One value of one series.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Told {
+    /// Whose it is: what goes offline or away as one.
+    pub(super) owner: String,
     pub(super) name: String,
     pub(super) kind: Kind,
     /// A word, or empty.
@@ -58,7 +68,8 @@ impl Told {
     /// A gauge that was measured.
     pub(super) fn gauge(name: impl Into<String>, unit: &'static str, device: &str, value: f64) -> Self {
         let labels = vec![("device", device.to_owned())];
-        Self { name: name.into(), kind: Kind::Gauge, unit, labels, value, life: Life::Measured(None) }
+        let (owner, name) = (device.to_owned(), name.into());
+        Self { owner, name, kind: Kind::Gauge, unit, labels, value, life: Life::Measured(None) }
     }
 
     /// The same as a state.

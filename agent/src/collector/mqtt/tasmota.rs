@@ -5,8 +5,11 @@
 //! and `%prefix%/home/%topic%/` both work. A device whose last will says Offline has no values but `tasmota_up` 0.
 //! Deliberately absent: commands, `stat/…`, and full topics that do not begin with the prefix.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
+use super::inbox::SERIES_MAX;
 use super::payload::{self, Form, Said};
 use super::profile::{Heard, Profile, Told, snake_case};
 use super::topic::Filter;
@@ -82,12 +85,14 @@ pub(super) struct Tasmota {
     /// `tele`, without the slash.
     base: String,
     filter: Filter,
+    /// By name. No more than there is room for what they tell.
+    offline: BTreeSet<String>,
 }
 
 impl Tasmota {
     /// The devices that tell below this prefix.
     pub(super) fn new(base: &str) -> Result<Self, String> {
-        Ok(Self { base: base.to_owned(), filter: Filter::parse(&format!("{base}/#"))? })
+        Ok(Self { base: base.to_owned(), filter: Filter::parse(&format!("{base}/#"))?, offline: BTreeSet::new() })
     }
 }
 
@@ -107,17 +112,30 @@ impl Profile for Tasmota {
         let mut told = Vec::new();
         match (what, said) {
             ("LWT", Said::Number(up)) => {
-                let sibling = |what: &str| format!("{}/{device}/{what}", self.base);
-                let forgotten = if *up == 0.0 { vec![sibling("SENSOR"), sibling("STATE")] } else { Vec::new() };
+                if *up != 0.0 {
+                    self.offline.remove(device);
+                } else if self.offline.len() < SERIES_MAX {
+                    self.offline.insert(device.to_owned());
+                }
                 told.push(Told::gauge("tasmota_up", "", device, *up).lasting());
-                return Heard { forgotten, told, ..Heard::default() };
             }
-            ("LWT", Said::Nothing) => return Heard { forgotten: vec![topic.to_owned()], ..Heard::default() },
+            ("LWT", Said::Nothing) => {
+                self.offline.remove(device);
+                return Heard { forgotten: vec![topic.to_owned()], ..Heard::default() };
+            }
             ("SENSOR", Said::Json(Value::Object(message))) => sensors(device, message, &mut told),
             ("STATE", Said::Json(Value::Object(message))) => state(device, message, &mut told),
             _ => {}
         }
         Heard { told, ..Heard::default() }
+    }
+
+    fn is_offline(&self, owner: &str) -> bool {
+        self.offline.contains(owner)
+    }
+
+    fn reset(&mut self) {
+        self.offline.clear();
     }
 }
 
@@ -282,9 +300,17 @@ mod tests {
         );
         assert!(told.contains(&one("uptime_seconds", "device=strip", 3600.0)));
         assert!(told.contains(&one("wifi_signal_dbm", "device=strip", -60.0)));
-        let offline = Tasmota::new("tele").unwrap().hear("tele/strip/LWT", &Said::Number(0.0));
-        assert_eq!(offline.forgotten, ["tele/strip/SENSOR", "tele/strip/STATE"]);
+        let mut profile = Tasmota::new("tele").unwrap();
+        let offline = profile.hear("tele/strip/LWT", &Said::Number(0.0));
         assert_eq!((offline.told[0].name.as_str(), offline.told[0].value), ("tasmota_up", 0.0));
+        assert!(profile.is_offline("strip") && !profile.is_offline("plug"));
+        profile.hear("tele/strip/LWT", &Said::Number(1.0));
+        assert!(!profile.is_offline("strip"));
+        for over in [|profile: &mut Tasmota| drop(profile.hear("tele/strip/LWT", &Said::Nothing)), Tasmota::reset] {
+            profile.hear("tele/strip/LWT", &Said::Number(0.0));
+            over(&mut profile);
+            assert!(!profile.is_offline("strip"));
+        }
         for (topic, said) in [
             ("tele/a/INFO1", Said::Json(json!({"a": 1}))),
             ("tele/SENSOR", Said::Json(json!({"a": 1}))),

@@ -1,12 +1,13 @@
 //! `profile = "zigbee2mqtt"`: the devices of a Zigbee network, as zigbee2mqtt (1.17 and later) tells of them.
 //!
 //! The list of devices, which zigbee2mqtt retains, says which topics are devices and what each number means; a topic that is
-//! in no list is a group or somebody's invention and is left out. Names are those of zigbee2mqtt_exporter; a number that
-//! it has none for is `zigbee2mqtt_device_` and what zigbee2mqtt calls it. Numbers stay in the units that the list says. A
-//! device that zigbee2mqtt calls offline has no values but `zigbee2mqtt_device_up` 0. Deliberately absent: what is no number
+//! in no list is a group or somebody's invention and is left out. Names are those of zigbee2mqtt-exporter (d0ugal's) for
+//! what it has, which is link quality, switches and presence; any other number is `zigbee2mqtt_device_` and what zigbee2mqtt
+//! calls it. Numbers stay in the units that the list says. A device that zigbee2mqtt calls offline has no values but
+//! `zigbee2mqtt_device_up` 0, and none has any while zigbee2mqtt itself is offline. Deliberately absent: what is no number
 //! (actions, modes, colours), and payloads one by one (`output = "attribute"`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use chrono::DateTime;
@@ -281,13 +282,17 @@ pub(super) struct Zigbee2mqtt {
     filter: Filter,
     /// By name; none before the list has come, and until then nothing is told.
     devices: Option<BTreeMap<String, Device>>,
+    /// Of these, those that are not there.
+    offline: BTreeSet<String>,
+    /// Whether zigbee2mqtt is not there itself.
+    is_down: bool,
 }
 
 impl Zigbee2mqtt {
     /// The network behind a base topic.
     pub(super) fn new(base: &str) -> Result<Self, String> {
         let filter = Filter::parse(&format!("{base}/#"))?;
-        Ok(Self { base: base.to_owned(), filter, devices: None })
+        Ok(Self { base: base.to_owned(), filter, devices: None, offline: BTreeSet::new(), is_down: false })
     }
 
     fn on_list(&mut self, topic: &str, devices: &[Device]) -> Heard {
@@ -295,9 +300,9 @@ impl Zigbee2mqtt {
         self.devices = Some(devices.iter().map(|device| (device.friendly_name.clone(), device.clone())).collect());
         let mut heard = Heard { forgotten: vec![topic.to_owned()], ..Heard::default() };
         let is_gone = |name: &&String| devices.iter().all(|device| device.friendly_name != **name);
-        for name in known.keys().filter(is_gone) {
-            heard.forgotten.push(format!("{}/{name}", self.base));
-            heard.forgotten.push(format!("{}/{name}/availability", self.base));
+        heard.gone = known.into_keys().filter(|name| is_gone(&name)).collect();
+        for name in &heard.gone {
+            self.offline.remove(name);
         }
         heard.told = devices.iter().map(info).collect();
         heard.is_ready = true;
@@ -338,9 +343,15 @@ impl Profile for Zigbee2mqtt {
             return self.on_list(topic, devices);
         }
         if *said == Said::Nothing {
+            if rest == "bridge/state" {
+                self.is_down = false;
+            } else if let Some(name) = rest.strip_suffix("/availability") {
+                self.offline.remove(name);
+            }
             return forget();
         }
         if rest == "bridge/state" {
+            self.is_down = state(said).map_or(self.is_down, |up| up == 0.0);
             let told = state(said)
                 .map(|up| Told { labels: Vec::new(), ..Told::gauge("zigbee2mqtt_bridge_state", "", "", up).lasting() });
             return Heard { told: told.into_iter().collect(), ..Heard::default() };
@@ -354,16 +365,26 @@ impl Profile for Zigbee2mqtt {
         };
         if let Some(name) = rest.strip_suffix("/availability").filter(|name| devices.contains_key(*name)) {
             let Some(up) = state(said) else { return Heard::default() };
-            let forgotten = if up == 0.0 { vec![format!("{}/{name}", self.base)] } else { Vec::new() };
+            if up == 0.0 {
+                self.offline.insert(name.to_owned());
+            } else {
+                self.offline.remove(name);
+            }
             let told = vec![Told::gauge("zigbee2mqtt_device_up", "", name, up).lasting()];
-            return Heard { forgotten, told, ..Heard::default() };
+            return Heard { told, ..Heard::default() };
         }
         let Said::Json(Value::Object(message)) = said else { return Heard::default() };
         self.on_state(rest, message)
     }
 
+    fn is_offline(&self, owner: &str) -> bool {
+        self.is_down || self.offline.contains(owner)
+    }
+
     fn reset(&mut self) {
         self.devices = None;
+        self.offline.clear();
+        self.is_down = false;
     }
 }
 
@@ -558,15 +579,22 @@ mod tests {
         let mut network = network();
         for said in [Said::Number(0.0), Said::Json(json!({"state": "offline"}))] {
             let heard = network.hear("zigbee2mqtt/attic/climate/availability", &said);
-            assert_eq!(heard.forgotten, ["zigbee2mqtt/attic/climate"]);
             assert_eq!((heard.told[0].name.as_str(), heard.told[0].value), ("zigbee2mqtt_device_up", 0.0));
+            assert!(network.is_offline("attic/climate") && !network.is_offline("plug"));
+            network.hear("zigbee2mqtt/attic/climate/availability", &Said::Nothing);
+            assert!(!network.is_offline("attic/climate"));
         }
         let up = network.hear("zigbee2mqtt/plug/availability", &Said::Json(json!({"state": "online"})));
         assert_eq!((up.forgotten.len(), up.told[0].value), (0, 1.0));
+        network.hear("zigbee2mqtt/bridge/state", &Said::Json(json!({"state": "offline"})));
+        assert!(network.is_offline("plug"), "nobody hears it");
         let bridge = network.hear("zigbee2mqtt/bridge/state", &Said::Json(json!({"state": "online"})));
         assert_eq!((bridge.told[0].name.as_str(), bridge.told[0].labels.len()), ("zigbee2mqtt_bridge_state", 0));
+        assert!(!network.is_offline("plug"));
+        network.hear("zigbee2mqtt/plug/availability", &Said::Number(0.0));
         let fewer = network.hear("zigbee2mqtt/bridge/devices", &Said::Devices(vec![]));
-        assert!(fewer.forgotten.contains(&"zigbee2mqtt/plug".to_owned()) && fewer.told.is_empty());
+        assert!(fewer.gone.contains(&"plug".to_owned()) && fewer.told.is_empty());
+        assert!(!network.is_offline("plug"));
     }
 
     #[test]
