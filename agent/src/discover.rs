@@ -34,7 +34,23 @@ pub const ADDRESSES_MAX: usize = 1_024;
 const POLLS_AT_ONCE: usize = 16;
 const PROPOSALS_MAX: usize = 500;
 /// Interfaces whose neighbours are this machine's own guests, or somebody else's.
-const NOT_THE_HOUSE: [&str; 9] = ["br-", "docker", "lo", "lxc", "podman", "tailscale", "veth", "virbr", "wg"];
+const NOT_THE_HOUSE: [&str; 15] = [
+    "br-",
+    "cni",
+    "docker",
+    "flannel",
+    "incusbr",
+    "lo",
+    "lxc",
+    "lxdbr",
+    "podman",
+    "tailscale",
+    "veth",
+    "virbr",
+    "vnet",
+    "wg",
+    "zt",
+];
 
 /// A network and this host's address in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,8 +137,9 @@ pub fn own_networks() -> Result<Vec<Neighbourhood>, String> {
     Ok(found)
 }
 
-/// Looks for devices in these networks, as far as the policy goes.
-pub async fn discover(policy: Policy, keyring: Keyring, networks: &[Neighbourhood]) -> Report {
+/// Looks for devices in these networks, as far as the policy goes, and says what it does meanwhile. No secret is sent: who
+/// announces itself may be anybody.
+pub async fn discover(policy: Policy, networks: &[Neighbourhood], say: impl Fn(&str)) -> Report {
     let mut report = Report::default();
     let mut allowed = Vec::new();
     for network in networks {
@@ -135,27 +152,32 @@ pub async fn discover(policy: Policy, keyring: Keyring, networks: &[Neighbourhoo
             Err(refusal) => report.notes.push(format!("{text} is not looked at: {refusal}")),
         }
     }
+    report.notes.extend(sweep::closed(&policy, &allowed));
     let gate = Arc::new(Gate::new(policy.asked_by_hand(), Arc::new(SystemClock)));
     let own: Vec<Ipv4Addr> = allowed.iter().filter_map(|network| network.own).collect();
-    let context = Context::new(Arc::clone(&gate), keyring, "/");
+    let context = Context::new(Arc::clone(&gate), Keyring::of([]), "/");
+    let addresses: usize = allowed.iter().map(|network| network.hosts().count()).sum();
+    say(&format!("asking {addresses} addresses on {}, and who announces itself", report.networks.join(", ")));
     let (heard, told, swept) = tokio::join!(mdns::listen(&own), ssdp::listen(&own), sweep::knock(&gate, &allowed));
-    let mut proposals = Vec::new();
-    for (what, outcome) in [("mDNS", heard), ("SSDP", told)] {
-        match outcome {
-            Ok(more) => proposals.extend(more),
-            Err(error) => report.notes.push(format!("{what}: {error}")),
-        }
-    }
+    let mut proposals = heard.unwrap_or_else(|error| {
+        report.notes.push(format!("mDNS: {error}"));
+        Vec::new()
+    });
+    let (more, notes) = told;
+    proposals.extend(more);
+    report.notes.extend(notes);
     // What says its address lies elsewhere is not followed there.
     proposals.retain(|proposal| allowed.iter().any(|network| network.contains(proposal.address)));
     proposals.extend(swept);
     let mut seen = BTreeSet::new();
     proposals.retain(|proposal| seen.insert((proposal.address, proposal.key())));
     proposals.truncate(PROPOSALS_MAX);
+    say(&format!("polling {} that may be devices, each once", proposals.len()));
     let polls = proposals.into_iter().map(|proposal| confirmed(proposal, &context));
     let polled: Vec<Option<Proposal>> = stream::iter(polls).buffer_unordered(POLLS_AT_ONCE).collect().await;
     let mut found: Vec<Proposal> = polled.into_iter().flatten().collect();
     found.sort_by(|a, b| (a.address, a.key()).cmp(&(b.address, b.key())));
+    found.dedup_by(|later, first| later.repeats(first));
     proposal::name_apart(&mut found);
     report.found = found;
     report
@@ -221,7 +243,7 @@ mod tests {
     #[tokio::test]
     async fn a_network_outside_the_policy_is_not_looked_at() {
         let network = Neighbourhood::parse("203.0.113.0/24").unwrap();
-        let report = discover(Policy::default(), Keyring::of([]), &[network]).await;
+        let report = discover(Policy::default(), &[network], |_| {}).await;
         assert!(report.found.is_empty() && report.networks.is_empty());
         assert!(report.notes[0].contains("is in no network of policy.toml"), "{:?}", report.notes);
     }

@@ -5,6 +5,8 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
 use satellite_tests::journey;
@@ -51,6 +53,21 @@ fn plug(at: SocketAddr) -> Result<()> {
     Ok(())
 }
 
+/// Says who it may be and wants to know who asks; ends where somebody tells it.
+fn stranger(at: SocketAddr, told: Arc<AtomicBool>) -> Result<()> {
+    let listener = TcpListener::bind(at)?;
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut request = [0; 2_048];
+            let len = stream.read(&mut request).unwrap_or(0);
+            let head = String::from_utf8_lossy(&request[..len]).to_ascii_lowercase();
+            told.fetch_or(head.contains("authorization"), Ordering::SeqCst);
+            drop(stream.write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"));
+        }
+    });
+    Ok(())
+}
+
 /// The devices of the house; they end with it.
 struct House {
     _ups: Nut,
@@ -60,6 +77,8 @@ struct House {
     _broker: Mosquitto,
     /// As Proxmox VE makes its certificates; what it says needs a token anyway.
     cluster: Openssl,
+    /// Whether what calls itself Home Assistant was told a secret.
+    is_told: Arc<AtomicBool>,
     _mdns: Neighbour,
     _upnp: Neighbour,
 }
@@ -89,7 +108,10 @@ impl House {
         broker.publish("zigbee2mqtt/bridge/state", "{\"state\": \"online\"}", true)?;
         broker.publish("zigbee2mqtt/bridge/devices", &zigbee.to_string(), true)?;
         plug(at(9, 80))?;
+        let is_told = Arc::new(AtomicBool::new(false));
+        stranger(at(9, 8123), Arc::clone(&is_told))?;
         let services = json!([
+            ["_home-assistant._tcp", "Home", "10.20.0.9", 8123, {}],
             ["_http._tcp", "Living room lamp", "10.20.0.9", 80, {}],
             ["_http._tcp", "elsewhere", "10.99.0.1", 80, {}],
         ]);
@@ -110,6 +132,7 @@ impl House {
             _exporter: exporter,
             _broker: broker,
             cluster: Openssl::start_at(at(9, 8006), dir, "/O=Proxmox Virtual Environment/CN=pve.lan", 300, "-tls1_3")?,
+            is_told,
             _mdns: Neighbour::mdns(dir, "10.20.0.9", &services)?,
             _upnp: Neighbour::upnp(dir, "10.20.0.7")?,
         })
@@ -120,6 +143,8 @@ fn house(dir: &Path) -> Result<()> {
     let house = House::start(dir)?;
     let satellite = Satellite::new(dir, "attic", &[])?;
     satellite.set_policy(POLICY)?;
+    let bound = ["secrets", "set", "home-assistant", "--host", "10.20.0.9:8123", "--protocol", "http"];
+    satellite.command(&bound, "a token\n")?.success()?;
 
     let capture = Capture::start()?;
     let said = satellite.command(&["discover", "--network", HOUSE, "--json"], "")?;
@@ -137,6 +162,13 @@ fn house(dir: &Path) -> Result<()> {
     let proxmox = found("http", "profile", "proxmox")?;
     ensure!(proxmox["device"]["tls"] == format!("pin:{}", house.cluster.fingerprint), "{proxmox}");
     ensure!(proxmox["needs"].to_string().contains("satellite secrets set proxmox --host 10.20.0.9:8006"), "{proxmox}");
+    let stranger = found("http", "url", "http://10.20.0.9:8123")?;
+    ensure!(stranger["device"]["auth"]["secret"] == "home-assistant", "{stranger}");
+    ensure!(
+        stranger["needs"].to_string().contains("home-assistant --host 10.20.0.9:8123 --protocol http"),
+        "{stranger}"
+    );
+    ensure!(!house.is_told.load(Ordering::SeqCst), "a secret went to somebody who announced itself");
     let lamp = found("http", "url", "http://10.20.0.9/")?;
     ensure!(lamp["what"] == "Living room lamp" && lamp["by"] == "mDNS (_http._tcp)", "{lamp}");
     let upnp = found("ping", "address", "10.20.0.7")?;
@@ -159,8 +191,9 @@ fn house(dir: &Path) -> Result<()> {
     ensure!(polled.len() >= 8 && printed.matches("[[device]]").count() == polled.len(), "{printed}");
     for poll in polled {
         let is_proxmox = poll["failure"].to_string().contains("no secret `proxmox`");
+        let is_stranger = poll["missing"].to_string().contains("HTTP 401");
         let answers = poll["failure"].is_null() && poll["missing"].as_array().is_some_and(Vec::is_empty);
-        ensure!(answers || is_proxmox, "{poll}");
+        ensure!(answers || is_proxmox || is_stranger, "{poll}");
     }
     let refused = satellite.command(&["discover", "--network", "10.30.0.0/30"], "")?;
     ensure!(refused.all().contains("10.30.0.0/30 is not looked at"), "{}", refused.all());

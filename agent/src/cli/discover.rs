@@ -1,5 +1,6 @@
 //! `satellite discover`: what answers in this house, as a configuration to paste.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -7,7 +8,6 @@ use clap::Args;
 use crate::cli::{complain, say};
 use crate::discover::{self, Neighbourhood};
 use crate::policy::Policy;
-use crate::secrets::Keyring;
 use crate::settings::Settings;
 
 pub(crate) const EXAMPLES: &str = "\
@@ -37,7 +37,14 @@ pub(crate) async fn run(settings: &Settings, args: DiscoverArgs) -> anyhow::Resu
         !networks.is_empty(),
         "no interface of this host has a network of the house: name one, --network CIDR"
     );
-    let report = discover::discover(policy, Keyring::new(&settings.state_dir), &networks).await;
+    // It takes half a minute and more.
+    let is_watched = std::io::stderr().is_terminal();
+    let progress = |text: &str| {
+        if is_watched {
+            complain(text);
+        }
+    };
+    let report = discover::discover(policy, &networks, progress).await;
     for note in &report.notes {
         complain(note);
     }

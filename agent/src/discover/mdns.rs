@@ -7,7 +7,7 @@ use mdns_sd::{IfKind, ResolvedService, ServiceDaemon, ServiceEvent};
 use tokio::time::Instant;
 
 use super::LISTEN;
-use super::proposal::{Judge, Proposal};
+use super::proposal::{Proposal, table};
 
 const FOUND_MAX: usize = 500;
 /// Between two looks into its channels.
@@ -85,7 +85,9 @@ fn shelly(instance: &str, address: IpAddr, service: &ResolvedService) -> Option<
     let profile = if is_second { "shelly-gen2" } else { "shelly-gen1" };
     let url = format!("http://{}", at(address, service.get_port(), 80));
     let proposal = proposal(address, "http", "_shelly._tcp", instance).with("profile", profile).with("url", url);
-    Some(proposal.judged(Judge::AnswersOrAsks))
+    let mut auth = vec![("user", "admin"), ("secret", "shelly")];
+    auth.extend(is_second.then_some(("scheme", "digest")));
+    Some(proposal.or_asking("its password", "shelly", vec![("auth", table(&auth))]))
 }
 
 /// What it measures is behind `web_server:`, which not every device has.
@@ -101,7 +103,9 @@ fn http(instance: &str, address: IpAddr, service: &ResolvedService) -> Option<Pr
     let url = format!("http://{}", at(address, service.get_port(), 80));
     let proposal = proposal(address, "http", "_http._tcp", instance);
     if lower.starts_with("tasmota") {
-        return Some(proposal.with("profile", "tasmota").with("url", url).judged(Judge::AnswersOrAsks));
+        let auth = table(&[("user", "admin"), ("secret", "tasmota")]);
+        let proposal = proposal.with("profile", "tasmota").with("url", url);
+        return Some(proposal.or_asking("its password", "tasmota", vec![("auth", auth)]));
     }
     let path = service.get_property_val_str("path").filter(|path| path.starts_with('/') && path.len() < 200);
     Some(proposal.with("url", format!("{url}{}", path.unwrap_or("/"))))
@@ -109,9 +113,9 @@ fn http(instance: &str, address: IpAddr, service: &ResolvedService) -> Option<Pr
 
 fn home_assistant(instance: &str, address: IpAddr, service: &ResolvedService) -> Option<Proposal> {
     let url = format!("http://{}", at(address, service.get_port(), 80));
-    let auth = toml::Table::from_iter([("secret".to_owned(), toml::Value::from("home-assistant"))]);
+    let auth = table(&[("secret", "home-assistant")]);
     let proposal = proposal(address, "http", "_home-assistant._tcp", instance).with("profile", "home-assistant");
-    Some(proposal.with("url", url).with("auth", auth).judged(Judge::AnswersOrAsks))
+    Some(proposal.with("url", url).or_asking("its token", "home-assistant", vec![("auth", auth)]))
 }
 
 fn prometheus(instance: &str, address: IpAddr, service: &ResolvedService) -> Option<Proposal> {

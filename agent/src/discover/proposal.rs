@@ -5,6 +5,9 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
+use satellite_shared::gap::Reason;
+
+use crate::collector::mqtt::connection::WANTS_LOGIN;
 use crate::collector::once::Once;
 
 /// Longer texts of the network are cut: they are shown to people.
@@ -26,8 +29,21 @@ pub struct Proposal {
     options: Vec<(&'static str, toml::Value)>,
     /// What has to be done before it gives anything.
     needs: Option<String>,
+    /// What it needs if it says that it wants to know who asks.
+    login: Option<Login>,
+    /// The series that it gave, as far as they tell one device from another.
+    identity: Vec<String>,
     samples: usize,
     judge: Judge,
+}
+
+/// A password that nobody has yet.
+#[derive(Debug, Clone, PartialEq)]
+struct Login {
+    what: &'static str,
+    secret: &'static str,
+    /// What the configuration then says besides.
+    options: Vec<(&'static str, toml::Value)>,
 }
 
 /// What a poll has to give.
@@ -35,8 +51,6 @@ pub struct Proposal {
 pub(super) enum Judge {
     /// Anything but `probe_success` 0.
     Answers,
-    /// An answer, or a refusal for want of a password.
-    AnswersOrAsks,
     /// A sample of a metric that begins so.
     Gives(&'static str),
     /// A certificate whose issuer's name holds this; what is proposed is then this profile, with the certificate pinned.
@@ -54,6 +68,8 @@ impl Proposal {
             collector,
             options: Vec::new(),
             needs: None,
+            login: None,
+            identity: Vec::new(),
             samples: 0,
             judge: Judge::Answers,
         }
@@ -66,6 +82,18 @@ impl Proposal {
 
     pub(super) fn judged(mut self, judge: Judge) -> Self {
         self.judge = judge;
+        self
+    }
+
+    /// The same, if it wants to know who asks: what is needed, the name of its secret, and what the configuration then
+    /// says besides. It is polled without; a secret that is stored is for whom its owner named, not for who announces itself.
+    pub(super) fn or_asking(
+        mut self,
+        what: &'static str,
+        secret: &'static str,
+        options: Vec<(&'static str, toml::Value)>,
+    ) -> Self {
+        self.login = Some(Login { what, secret, options });
         self
     }
 
@@ -89,10 +117,15 @@ impl Proposal {
     /// Takes what one poll gave; whether that is a device worth a proposal.
     pub(super) fn confirm(&mut self, polled: &Once) -> bool {
         self.samples = polled.samples.len();
-        let failures = polled.missing.iter().map(|(_, failure)| failure.to_string()).chain(polled.failure.clone());
-        let asks = |failure: &String| ["401", "403", "secret"].iter().any(|word| failure.contains(word));
-        if let Some(failure) = failures.clone().find(asks) {
-            self.needs = Some(format!("a password: {}", shown(&failure)));
+        if wants_login(polled)
+            && let Some(Login { what, secret, options }) = self.login.take()
+        {
+            let (host, protocol) = (self.host(), self.collector);
+            self.needs =
+                Some(format!("{what}: sudo satellite secrets set {secret} --host {host} --protocol {protocol}"));
+            self.options.extend(options);
+            self.samples = 0;
+            return true;
         }
         let series = || polled.samples.iter().filter_map(|(series, value)| Some((series.as_ref()?, *value)));
         let label = |name: &str| {
@@ -109,11 +142,11 @@ impl Proposal {
         if !texts.is_empty() {
             self.what = shown(&texts.join(" "));
         }
+        self.identity = identity(polled);
         let succeeded = series().all(|(series, value)| series.name != "probe_success" || value > 0.5);
         let answered = polled.failure.is_none() && polled.missing.is_empty() && succeeded && self.samples > 0;
         match self.judge {
             Judge::Answers => answered,
-            Judge::AnswersOrAsks => answered || self.needs.is_some(),
             Judge::Gives(prefix) => series().any(|(series, _)| series.name.starts_with(prefix)),
             Judge::Issuer(word, profile) => {
                 let pin =
@@ -123,16 +156,30 @@ impl Proposal {
         }
     }
 
+    /// The host that it is asked at, with its port where that is said.
+    fn host(&self) -> String {
+        let place = self.options.iter().find(|(key, _)| matches!(*key, "address" | "url"));
+        let text = place.and_then(|(_, value)| value.as_str()).unwrap_or_default();
+        let text = text.strip_prefix("http://").unwrap_or(text);
+        text.split('/').next().unwrap_or_default().to_owned()
+    }
+
+    /// Whether it is another one by its unit alone: an inverter may not look at the unit that it is asked as.
+    pub(super) fn repeats(&self, other: &Self) -> bool {
+        self.collector == "sunspec"
+            && (other.collector, other.address) == (self.collector, self.address)
+            && other.identity == self.identity
+    }
+
     /// From whose certificate it is to what it is.
     fn become_profile(&mut self, profile: &'static str, pin: &str) -> bool {
         let Some((_, toml::Value::String(address))) = self.options.first().cloned() else { return false };
-        let secret = toml::Table::from_iter([("Authorization".to_owned(), toml::Value::from(profile))]);
         self.collector = "http";
         self.options = vec![
             ("profile", profile.into()),
             ("url", format!("https://{address}").into()),
             ("tls", format!("pin:{pin}").into()),
-            ("secret_headers", secret.into()),
+            ("secret_headers", table(&[("Authorization", profile)])),
         ];
         self.needs = Some(format!("its token: sudo satellite secrets set {profile} --host {address} --protocol http"));
         self.samples = 0;
@@ -167,6 +214,28 @@ impl Proposal {
             "needs": self.needs, "device": device,
         })
     }
+}
+
+/// Whether it answered that it wants to know who asks.
+fn wants_login(polled: &Once) -> bool {
+    let mut series = polled.samples.iter().filter_map(|(series, value)| Some((series.as_ref()?, *value)));
+    let status = |value: f64| value == 401.0 || value == 403.0;
+    let by_status = series.any(|(series, value)| series.name == "probe_http_status_code" && status(value));
+    let by_word = |reason: Reason, detail: &str| reason == Reason::Refused && detail.ends_with(WANTS_LOGIN);
+    by_status || polled.missing.iter().any(|(_, failure)| by_word(failure.reason, &failure.detail))
+}
+
+/// Names and labels of all that was read.
+fn identity(polled: &Once) -> Vec<String> {
+    let series = polled.samples.iter().filter_map(|(series, _)| series.as_ref());
+    let mut all: Vec<String> = series.map(|series| format!("{} {:?}", series.name, series.labels)).collect();
+    all.sort_unstable();
+    all
+}
+
+/// A table of texts, as it stands in one line.
+pub(super) fn table(entries: &[(&str, &str)]) -> toml::Value {
+    toml::Table::from_iter(entries.iter().map(|(key, value)| ((*key).to_owned(), toml::Value::from(*value)))).into()
 }
 
 /// Names as a configuration may have them, each once.
@@ -221,6 +290,55 @@ mod tests {
         assert_eq!((document.devices.len(), document.devices[0].name.as_str()), (1, "plug-device-name-evil"));
         assert!(document.problems.is_empty());
         assert!(proposal(&"x".repeat(500)).what.len() <= TEXT_CHARACTERS_MAX);
+    }
+
+    fn polled(status: f64, missing: &str) -> Once {
+        let series = satellite_shared::metric::Series {
+            device: "found".parse().unwrap(),
+            name: "probe_http_status_code".into(),
+            kind: satellite_shared::metric::Kind::Gauge,
+            unit: String::new(),
+            labels: vec![],
+        };
+        let missing = vec![("profile".to_owned(), crate::collector::Failure::new(Reason::Refused, missing))];
+        Once { seconds: 0.1, samples: vec![(Some(series), status)], missing, failure: None }
+    }
+
+    #[test]
+    fn what_wants_to_know_who_asks_is_proposed_with_the_whole_command() {
+        let found = || {
+            let address = [10, 0, 0, 7].into();
+            let proposal = Proposal::new(address, "http", "mDNS", "Home").with("url", "http://10.0.0.7:8123");
+            let auth = vec![("auth", table(&[("secret", "home-assistant")]))];
+            proposal.or_asking("its token", "home-assistant", auth)
+        };
+        let mut asking = found();
+        assert!(!asking.polled_as().contains("secret"), "nobody's secret is sent to who announces itself");
+        assert!(asking.confirm(&polled(401.0, "HTTP 401")));
+        let text = asking.toml();
+        let command =
+            "needs its token: sudo satellite secrets set home-assistant --host 10.0.0.7:8123 --protocol http\n";
+        assert!(text.contains(command) && text.contains("auth = { secret = \"home-assistant\" }"), "{text}");
+        for (status, missing) in
+            [(404.0, "HTTP 404"), (200.0, "401 apples"), (0.0, "no secret `x`"), (503.0, "HTTP 403")]
+        {
+            assert!(!found().confirm(&polled(status, missing)), "{status} {missing}");
+        }
+    }
+
+    #[test]
+    fn a_broker_that_lets_nobody_in_is_proposed_with_what_it_needs() {
+        let found = || {
+            let proposal = Proposal::new([10, 0, 0, 7].into(), "mqtt", "x", "x").with("address", "10.0.0.7");
+            let login = vec![("user", "satellite".into()), ("secret", "mqtt".into())];
+            proposal.judged(Judge::Gives("zigbee2mqtt_")).or_asking("a user and its password", "mqtt", login)
+        };
+        let mut asking = found();
+        assert!(asking.confirm(&polled(0.0, &format!("since 2026-11-22 15:00:00 UTC: {WANTS_LOGIN}"))));
+        let text = asking.toml();
+        assert!(text.contains("sudo satellite secrets set mqtt --host 10.0.0.7 --protocol mqtt\n"), "{text}");
+        assert!(text.contains("user = \"satellite\"\nsecret = \"mqtt\"\n"), "{text}");
+        assert!(!found().confirm(&polled(0.0, "the broker is up and serves nobody")));
     }
 
     #[test]

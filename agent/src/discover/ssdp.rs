@@ -21,19 +21,25 @@ const QUESTIONS: usize = 2;
 const QUESTION: &str = "M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\nMAN: \"ssdp:discover\"\r\nMX: 2\r\n\
                         ST: upnp:rootdevice\r\nUSER-AGENT: Linux UPnP/2.0 satellite\r\n\r\n";
 
-/// Who answers on the networks of these addresses.
-pub(super) async fn listen(own: &[Ipv4Addr]) -> Result<Vec<Proposal>, String> {
+/// Who answers on the networks of these addresses, and on which of them nobody could be asked.
+pub(super) async fn listen(own: &[Ipv4Addr]) -> (Vec<Proposal>, Vec<String>) {
     let mut found: BTreeMap<IpAddr, String> = BTreeMap::new();
-    let listening = own.iter().map(|address| ask(*address));
-    for answers in futures_util::future::join_all(listening).await {
-        for (from, server) in answers.map_err(|error| error.to_string())? {
-            found.entry(from).or_insert(server);
+    let mut notes = Vec::new();
+    let listening = own.iter().map(|address| async move { (address, ask(*address).await) });
+    for (address, answers) in futures_util::future::join_all(listening).await {
+        match answers {
+            Ok(answers) => {
+                for (from, server) in answers {
+                    found.entry(from).or_insert(server);
+                }
+            }
+            Err(error) => notes.push(format!("SSDP from {address}: {error}")),
         }
     }
     let propose = |(address, server): (IpAddr, String)| {
         Proposal::new(address, "ping", "SSDP", &server).with("address", address.to_string())
     };
-    Ok(found.into_iter().map(propose).collect())
+    (found.into_iter().map(propose).collect(), notes)
 }
 
 /// Addresses that answer, and what they call themselves.
@@ -82,6 +88,13 @@ fn told(bytes: &[u8]) -> Option<(Option<IpAddr>, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_can_not_ask_is_a_note_and_no_end() {
+        // Nobody's (RFC 5737).
+        let (found, notes) = listen(&[Ipv4Addr::new(192, 0, 2, 1)]).await;
+        assert!(found.is_empty() && notes.len() == 1 && notes[0].starts_with("SSDP from 192.0.2.1: "), "{notes:?}");
+    }
 
     #[test]
     fn an_answer_says_where_and_what_it_is_and_anything_else_is_none() {
