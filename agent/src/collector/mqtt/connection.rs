@@ -35,6 +35,8 @@ use crate::secrets::{Keyring, SecretName};
 
 /// From the name to the subscription.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Of that, for all addresses of the name together: the rest is for the one that takes us.
+const REACH_TIMEOUT: Duration = Duration::from_secs(10);
 /// A packet of ours that the broker does not take.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// What we promise the broker to be heard within.
@@ -142,21 +144,13 @@ impl Broker {
             None => None,
         };
         let addresses = self.gate.resolve(Protocol::Mqtt, &self.address.host, self.address.port).await?;
-        let mut failure = Failure::new(Reason::Unreachable, "the name has no address");
-        for address in addresses {
-            match TcpStream::connect(address).await {
-                Ok(stream) => {
-                    // Without it each of our short packets could wait for the one before.
-                    drop(stream.set_nodelay(true));
-                    return match (&self.tls, config) {
-                        (Some(tls), Some(config)) => shake_hands(tls, config, &seen, stream).await.map(Either::Right),
-                        (None, _) | (_, None) => Ok(Either::Left(stream)),
-                    };
-                }
-                Err(error) => failure = probe::failure_of_io(&error),
-            }
+        let (_, stream) = probe::connect(&addresses, REACH_TIMEOUT).await?;
+        // Without it each of our short packets could wait for the one before.
+        drop(stream.set_nodelay(true));
+        match (&self.tls, config) {
+            (Some(tls), Some(config)) => shake_hands(tls, config, &seen, stream).await.map(Either::Right),
+            (None, _) | (_, None) => Ok(Either::Left(stream)),
         }
-        Err(failure)
     }
 
     fn greeting(&self) -> Result<Connect, Failure> {
