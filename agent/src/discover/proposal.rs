@@ -342,6 +342,18 @@ mod tests {
     }
 
     #[test]
+    fn an_inverter_that_does_not_look_at_its_unit_is_found_once() {
+        let unit = |unit: i64, serial: &str| {
+            let proposal = Proposal::new([10, 0, 0, 7].into(), "sunspec", "x", "x").with("unit_id", unit);
+            Proposal { identity: vec![format!("sunspec_device_info serial={serial}")], ..proposal }
+        };
+        assert!(unit(126, "A").repeats(&unit(1, "A")));
+        assert!(!unit(126, "B").repeats(&unit(1, "A")));
+        let twice = Proposal { collector: "http", ..unit(1, "A") };
+        assert!(!twice.repeats(&twice));
+    }
+
+    #[test]
     fn every_device_has_a_name_of_its_own() {
         let mut all = ["Plug", "plug", "PLUG!", "plug", "…"].map(proposal);
         name_apart(&mut all);

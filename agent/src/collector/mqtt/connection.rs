@@ -29,7 +29,7 @@ use super::topic::{is_topic, shown};
 use crate::collector::Failure;
 use crate::collector::address::Address;
 use crate::collector::probe::{self, Stopwatch};
-use crate::collector::trust::{self, Seen, Trust};
+use crate::collector::trust::{self, Seen, Shown, Trust};
 use crate::policy::{Gate, Protocol};
 use crate::secrets::{Keyring, SecretName};
 
@@ -199,25 +199,27 @@ async fn shake_hands(
         };
         let shown = seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match shown.zip(why) {
-            Some((_, CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. })) => {
-                let name = tls.name.to_str();
-                let what = format!("the certificate is not for `{name}`: set server_name to a name that it has");
-                Failure::new(Reason::BadAnswer, what)
-            }
-            Some((shown, _)) => {
-                let pin = data_encoding::HEXLOWER.encode(&shown.fingerprint);
-                let why = match tls.trust {
-                    Trust::System => "the certificate is not trusted; if it is the broker's own",
-                    Trust::Pin(_) => "the certificate is another than the pinned one; if the broker has a new one",
-                };
-                Failure::new(Reason::BadAnswer, format!("{why}, set tls = \"pin:{pin}\""))
-            }
+            Some((shown, why)) => Failure::new(Reason::BadAnswer, untrusted(tls, why, &shown)),
             None if error.kind() == std::io::ErrorKind::InvalidData => {
                 Failure::new(Reason::BadAnswer, format!("TLS: {error}"))
             }
             None => probe::failure_of_io(&error),
         }
     })
+}
+
+/// Why a certificate does not do, and what would change that.
+fn untrusted(tls: &Tls, why: &CertificateError, shown: &Shown) -> String {
+    if matches!(why, CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }) {
+        let name = tls.name.to_str();
+        return format!("the certificate is not for `{name}`: set server_name to a name that it has");
+    }
+    let pin = data_encoding::HEXLOWER.encode(&shown.fingerprint);
+    let why = match tls.trust {
+        Trust::System => "the certificate is not trusted; if it is the broker's own",
+        Trust::Pin(_) => "the certificate is another than the pinned one; if the broker has a new one",
+    };
+    format!("{why}, set tls = \"pin:{pin}\"")
 }
 
 /// A connection that stands.
@@ -389,6 +391,19 @@ fn share() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_certificate_for_another_name_is_told_from_one_that_nobody_trusts() {
+        let tls = Tls { trust: Trust::System, name: ServerName::try_from("nas.lan").unwrap() };
+        let shown = Shown { fingerprint: [0xab; 32], earliest_expiry: None, leaf: vec![] };
+        let name = untrusted(&tls, &CertificateError::NotValidForName, &shown);
+        assert!(name.contains("not for `nas.lan`: set server_name") && !name.contains("pin:"), "{name}");
+        let own = untrusted(&tls, &CertificateError::UnknownIssuer, &shown);
+        assert!(
+            own.contains("not trusted") && own.ends_with(&format!("set tls = \"pin:{}\"", "ab".repeat(32))),
+            "{own}"
+        );
+    }
 
     #[test]
     fn pauses_double_up_to_a_minute_and_differ() {
