@@ -143,6 +143,7 @@ fn house(dir: &Path) -> Result<()> {
     let house = House::start(dir)?;
     let satellite = Satellite::new(dir, "attic", &[])?;
     satellite.set_policy(POLICY)?;
+    std::fs::create_dir_all(dir.join("attic").join("state"))?;
     let bound = ["secrets", "set", "home-assistant", "--host", "10.20.0.9:8123", "--protocol", "http"];
     satellite.command(&bound, "a token\n")?.success()?;
 
