@@ -139,15 +139,13 @@ pub fn main() -> ExitCode {
         }
     };
     // What the user can read, the satellite may not.
-    let file = match &cli.command {
-        Command::Probe(ProbeArgs { config: Some(file), .. }) => match probe::DeviceFile::read(file) {
-            Ok(file) => Some(file),
-            Err(error) => {
-                complain(&format!("{error:#}"));
-                return ExitCode::FAILURE;
-            }
-        },
-        _ => None,
+    let named = if let Command::Probe(args) = &cli.command { args.config.as_deref() } else { None };
+    let file = match named.map(probe::DeviceFile::read).transpose() {
+        Ok(file) => file,
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            return ExitCode::FAILURE;
+        }
     };
     if let Err(error) = act_as_owner(&cli.command, &settings) {
         complain(&format!("{}: its owner can't be taken on: {error}", settings.state_dir.display()));

@@ -382,7 +382,7 @@ END
         let locked = self.machine.run("satellite probe sealed")?.stdout;
         ensure!(locked.contains("no secret `sealed`"), "{locked}");
         self.machine.must(
-            "printf '[sealed]\\nhosts = [\"127.0.0.1\"]\\nprotocols = [\"http\"]\\nvalue = \"of-this-machine\"\\n' |
+            "printf '[sealed]\\nhosts = [\"127.0.0.1\"]\\nprotocols = [\"http\"]\\npaths = [\"/\"]\\nvalue = \"of-this-machine\"\\n' |
                  systemd-creds encrypt --name=secrets.toml - /etc/satellite/secrets.cred
              printf '[Service]\\nLoadCredentialEncrypted=secrets.toml:/etc/satellite/secrets.cred\\n' \\
                  >/etc/systemd/system/satellite.service.d/secrets.conf
@@ -392,7 +392,7 @@ END
         )?;
         self.wait_until_streaming()?;
         let opened = self.machine.run("satellite probe sealed")?.stdout;
-        ensure!(opened.contains("nothing listens there"), "{opened}");
+        ensure!(opened.contains("probe_success 0"), "{opened}");
         self.machine.must("rm /etc/satellite/secrets.cred /etc/satellite/policy.toml").map(drop)
     }
 

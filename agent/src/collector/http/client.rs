@@ -211,15 +211,8 @@ impl Client {
 
     fn failure_of(&self, error: &(dyn Error + 'static)) -> Failure {
         let failure = failure_of(error);
-        match (tls_cause(error), self.shown()) {
-            (Some(rustls::Error::InvalidCertificate(_)), Some(shown)) => {
-                let seen = data_encoding::HEXLOWER.encode(&shown.fingerprint);
-                let why = match self.trust {
-                    Trust::System => "the certificate is not trusted; if it is the device's own",
-                    Trust::Pin(_) => "the certificate is another than the pinned one; if the device has a new one",
-                };
-                Failure::new(Reason::BadAnswer, format!("{why}, set tls = \"pin:{seen}\""))
-            }
+        match (tls_cause(error), self.shown().and_then(|shown| shown.refusal)) {
+            (Some(rustls::Error::InvalidCertificate(_)), Some(why)) => Failure::new(Reason::BadAnswer, why),
             _ => failure,
         }
     }

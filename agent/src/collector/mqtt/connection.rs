@@ -199,7 +199,7 @@ async fn shake_hands(
         };
         let shown = seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match shown.zip(why) {
-            Some((shown, why)) => Failure::new(Reason::BadAnswer, untrusted(tls, why, &shown)),
+            Some((shown, why)) => Failure::new(Reason::BadAnswer, untrusted(tls, why, shown)),
             None if error.kind() == std::io::ErrorKind::InvalidData => {
                 Failure::new(Reason::BadAnswer, format!("TLS: {error}"))
             }
@@ -209,17 +209,12 @@ async fn shake_hands(
 }
 
 /// Why a certificate does not do, and what would change that.
-fn untrusted(tls: &Tls, why: &CertificateError, shown: &Shown) -> String {
+fn untrusted(tls: &Tls, why: &CertificateError, shown: Shown) -> String {
     if matches!(why, CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }) {
         let name = tls.name.to_str();
         return format!("the certificate is not for `{name}`: set server_name to a name that it has");
     }
-    let pin = data_encoding::HEXLOWER.encode(&shown.fingerprint);
-    let why = match tls.trust {
-        Trust::System => "the certificate is not trusted; if it is the broker's own",
-        Trust::Pin(_) => "the certificate is another than the pinned one; if the broker has a new one",
-    };
-    format!("{why}, set tls = \"pin:{pin}\"")
+    shown.refusal.unwrap_or_else(|| why.to_string())
 }
 
 /// A connection that stands.
@@ -395,14 +390,11 @@ mod tests {
     #[test]
     fn a_certificate_for_another_name_is_told_from_one_that_nobody_trusts() {
         let tls = Tls { trust: Trust::System, name: ServerName::try_from("nas.lan").unwrap() };
-        let shown = Shown { fingerprint: [0xab; 32], earliest_expiry: None, leaf: vec![] };
-        let name = untrusted(&tls, &CertificateError::NotValidForName, &shown);
+        let refusal = Some("the certificate is not trusted".to_owned());
+        let shown = Shown { fingerprint: [0xab; 32], earliest_expiry: None, leaf: vec![], refusal };
+        let name = untrusted(&tls, &CertificateError::NotValidForName, shown.clone());
         assert!(name.contains("not for `nas.lan`: set server_name") && !name.contains("pin:"), "{name}");
-        let own = untrusted(&tls, &CertificateError::UnknownIssuer, &shown);
-        assert!(
-            own.contains("not trusted") && own.ends_with(&format!("set tls = \"pin:{}\"", "ab".repeat(32))),
-            "{own}"
-        );
+        assert_eq!(untrusted(&tls, &CertificateError::UnknownIssuer, shown), "the certificate is not trusted");
     }
 
     #[test]
