@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Read as _};
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -279,6 +279,9 @@ pub fn write(path: &Path, secrets: &Secrets) -> Result<(), SecretsError> {
         return Err(SecretsError::TooLarge(path.to_owned()));
     }
     parse(&text).map_err(|reason| SecretsError::Invalid { path: path.to_owned(), reason })?;
+    if let Some(dir) = path.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io)?;
+    }
     write_private(path, text.as_bytes()).map_err(io)
 }
 
@@ -477,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_could_not_be_read_again_is_not_written() {
+    fn a_file_is_written_into_a_directory_of_its_own_and_only_if_it_can_be_read_again() {
         let (_dir, path, _) = keyring(FILE);
         let mut secrets = parse(FILE).unwrap();
         let host = secrets[&name("nas")].hosts[0].clone();
@@ -489,6 +492,9 @@ mod tests {
         secrets.extend((0..33).map(|n| (name(&format!("nas-{n}")), large.clone())));
         assert!(matches!(write(&path, &secrets), Err(SecretsError::TooLarge(_))));
         assert_eq!(read(&path).unwrap()[&name("nas")].value.as_str(), "hunter2");
+        let fresh = path.with_file_name("state").join(FILE_NAME);
+        write(&fresh, &parse(FILE).unwrap()).unwrap();
+        assert_eq!(fresh.parent().unwrap().metadata().unwrap().mode() & 0o777, 0o700);
     }
 
     #[test]
