@@ -642,7 +642,12 @@ impl Line {
                 }
                 for (at, failure) in readings.failures().iter().filter(|(at, _)| *at < counts.len()) {
                     let one = Due { slot_ms: polled.due.slot_ms, metrics: vec![*at] };
-                    missed.extend(self.missed(&one, failure.reason, &failure.detail));
+                    // Of a metric that gave a part only the rest is missing; how much that is, nobody may know.
+                    let rest = |one: Missed| match counts[*at] {
+                        0 => one,
+                        told => Missed { count: one.count.saturating_sub(told).max(1), ..one },
+                    };
+                    missed.extend(self.missed(&one, failure.reason, &failure.detail).into_iter().map(rest));
                 }
                 for &at in &polled.due.metrics {
                     if !readings.failures().iter().any(|&(failed, _)| failed == at) {
@@ -674,6 +679,9 @@ mod tests {
     /// A failure with this detail is told beside a sample of how it went, as most collectors of the network do.
     const TOLD: &str = "connection refused, and told beside the probe";
 
+    /// And with this one it is told beside three samples of the metric itself.
+    const IN_PART: &str = "no room for more";
+
     /// Answers what the test last told it to.
     struct Scripted(Arc<Mutex<Result<u32, Failure>>>);
 
@@ -681,14 +689,20 @@ mod tests {
         fn poll<'a>(&'a mut self, due: &'a [usize], readings: &'a mut Readings) -> Poll<'a> {
             let answer = self.0.lock().unwrap().clone();
             Box::pin(async move {
-                if let Err(failure) = answer.clone()
-                    && failure.detail == TOLD
-                {
-                    readings.device_failed();
-                    readings.missing(due[0], failure);
-                    return Ok(());
-                }
-                for n in 0..answer? {
+                let told = match answer {
+                    Ok(told) => told,
+                    Err(failure) if failure.detail == TOLD => {
+                        readings.device_failed();
+                        readings.missing(due[0], failure);
+                        0
+                    }
+                    Err(failure) if failure.detail == IN_PART => {
+                        readings.missing(due[0], failure);
+                        3
+                    }
+                    Err(failure) => return Err(failure),
+                };
+                for n in 0..told {
                     readings.sample(due[0], Family::gauge("x", ""), &[("n", &n.to_string())], 1.0);
                 }
                 Ok(())
@@ -836,6 +850,21 @@ mod tests {
         bench.pass(10_000).await;
         bench.finish_polls().await;
         assert_eq!(bench.told(), (vec![7, 0], vec![(7, Reason::Refused)]));
+    }
+
+    #[tokio::test]
+    async fn what_a_metric_gave_in_part_is_not_missing_too() {
+        let mut bench = Bench::with(NAS, None).await;
+        bench.finish_polls().await;
+        for given in [4, 2] {
+            *bench.answer.lock().unwrap() = Ok(given);
+            bench.pass(10_000).await;
+            bench.finish_polls().await;
+            *bench.answer.lock().unwrap() = Err(Failure::new(Reason::BadAnswer, IN_PART));
+            bench.pass(10_000).await;
+            bench.finish_polls().await;
+        }
+        assert_eq!(bench.told(), (vec![4, 4, 3, 2, 3], vec![(1, Reason::BadAnswer), (1, Reason::BadAnswer)]));
     }
 
     #[tokio::test]
