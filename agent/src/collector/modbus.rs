@@ -570,7 +570,7 @@ mod tests {
         let stage = |unit: &u8| {
             let device = format!(
                 "[[device]]\nname = \"it\"\ncollector = \"modbus\"\naddress = \"127.0.0.1:{port}\"\nunit_id = {unit}\n\
-                 timeout = \"1500ms\"\n{}",
+                 timeout = \"4500ms\"\n{}",
                 metric("a", "register = 1")
             );
             let (_, document) = Document::parse_text(&device).unwrap();
