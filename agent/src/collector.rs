@@ -60,7 +60,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use satellite_shared::config::{Device, Metric, Problem, Schedule};
-use satellite_shared::gap::Reason;
+use satellite_shared::gap::{self, Reason};
 use satellite_shared::limits;
 use satellite_shared::metric::{Kind, Series};
 
@@ -179,12 +179,7 @@ pub struct Failure {
 impl Failure {
     /// A failure with its detail, cut to its limit.
     pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        let mut detail: String = detail.into();
-        if detail.len() > limits::DETAIL_BYTES_MAX {
-            let end = (0..=limits::DETAIL_BYTES_MAX).rev().find(|&at| detail.is_char_boundary(at)).unwrap_or(0);
-            detail.truncate(end);
-        }
-        Self { reason, detail }
+        Self { reason, detail: gap::detail(detail) }
     }
 }
 

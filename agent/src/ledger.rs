@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use satellite_shared::gap::{Gap, Reason};
+use satellite_shared::gap::{self, Gap, Reason};
 use satellite_shared::id::DeviceName;
 
 /// How long a gap may grow before it is written.
@@ -63,12 +63,13 @@ impl Ledger {
             return;
         }
         let metric = (!missed.metric.is_empty()).then_some(missed.metric);
+        let detail = gap::detail(missed.detail);
         let like = self.open.iter_mut().find(|open| {
             open.since_ms != CLOSED
                 && open.gap.device.as_ref() == Some(&missed.device)
                 && open.gap.metric == metric
                 && open.gap.reason == missed.reason
-                && open.gap.detail == missed.detail
+                && open.gap.detail == detail
                 && missed.from_ms >= open.gap.from_ms
         });
         if let Some(open) = like {
@@ -83,7 +84,7 @@ impl Ledger {
             to_ms: missed.to_ms.max(missed.from_ms),
             count: missed.count,
             reason: missed.reason,
-            detail: missed.detail,
+            detail,
             lost: None,
         };
         self.open.push(Open { since_ms: now_ms, gap });
@@ -181,6 +182,17 @@ mod tests {
         let gaps = ledger.take(4_000, true);
         assert_eq!(gaps.len(), 2);
         assert_eq!((gaps[0].from_ms, gaps[0].to_ms, gaps[0].count), (1_000, 2_000, 6));
+    }
+
+    #[test]
+    fn a_gap_tells_no_more_than_the_relay_takes() {
+        let mut ledger = Ledger::default();
+        for at_ms in [1_000, 2_000] {
+            let detail = format!("left alone after failures: {}", "ä".repeat(100));
+            ledger.miss(Missed { detail, ..missed(at_ms, Reason::BackOff) }, at_ms);
+        }
+        let gaps = ledger.take(3_000, true);
+        assert_eq!((gaps.len(), gaps[0].detail.len()), (1, 199));
     }
 
     #[test]

@@ -5,6 +5,18 @@
 use serde::{Deserialize, Serialize};
 
 use crate::id::{DeviceName, Epoch};
+use crate::limits;
+
+/// What is told of a gap, cut to what a gap may hold: the relay takes no block with more.
+#[must_use]
+pub fn detail(text: impl Into<String>) -> String {
+    let mut text: String = text.into();
+    if text.len() > limits::DETAIL_BYTES_MAX {
+        let end = (0..=limits::DETAIL_BYTES_MAX).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+        text.truncate(end);
+    }
+    text
+}
 
 /// Why samples that were due are missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -9,6 +9,8 @@ use anyhow::{Context, Result};
 pub struct Memory {
     /// What is resident now.
     pub rss_kib: u64,
+    /// Of that, pages of files: the program's own, which come as its parts are used for the first time.
+    pub file_kib: u64,
     /// The most that was since the start, or since [`forget_peak`].
     pub peak_kib: u64,
 }
@@ -23,7 +25,7 @@ pub fn of(process: u32) -> Result<Memory> {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).context("no such line")?;
         Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
     };
-    Ok(Memory { rss_kib: field("VmRSS:")?, peak_kib: field("VmHWM:")? })
+    Ok(Memory { rss_kib: field("VmRSS:")?, file_kib: field("RssFile:")?, peak_kib: field("VmHWM:")? })
 }
 
 /// From now on the peak is counted anew.
