@@ -210,6 +210,8 @@ impl<'a> Family<'a> {
 
 /// Names and labels of one poll together: far more than an exporter gives, and little enough for a small machine.
 const KEYS_BYTES_MAX: usize = 4 << 20;
+/// And what few give.
+const KEYS_BYTES_LARGE: usize = 256 << 10;
 
 /// What one poll gave, in one arena: a sample costs no allocation of its own.
 #[derive(Debug, Default)]
@@ -275,11 +277,12 @@ impl Readings {
         self.samples.push(Sample { metric: u16::try_from(metric).unwrap_or(u16::MAX), key_end, value });
     }
 
-    /// The last step up to the limit is no doubling: that would hold twice the limit, with the half beside it that is copied.
+    /// One step leads from a large poll to the limit: what is not written to takes no memory, and a heap that is doubled step
+    /// by step ends up as twice the limit, since what was copied leaves holes too small for the next.
     fn make_room(&mut self) {
         let (len, capacity) = (self.keys.len(), self.keys.capacity());
         let most = KEYS_BYTES_MAX + 2 * limits::SERIES_BYTES_MAX;
-        if capacity - len < 2 * limits::SERIES_BYTES_MAX && (KEYS_BYTES_MAX / 2..most).contains(&capacity) {
+        if capacity - len < 2 * limits::SERIES_BYTES_MAX && (KEYS_BYTES_LARGE..most).contains(&capacity) {
             self.keys.reserve_exact(most - len);
         }
     }
