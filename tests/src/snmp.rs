@@ -1,5 +1,5 @@
-//! A real `snmpd` (Net-SNMP) on a port of loopback that the kernel chose, with a community, two users, and whatever objects a
-//! test wants it to have beside its own.
+//! A real `snmpd` (Net-SNMP) on a port of loopback that the kernel chose, with a community, users who sign and seal in every
+//! way that it knows, and whatever objects a test wants it to have beside its own.
 
 use std::fmt::Write as _;
 use std::net::{SocketAddr, UdpSocket};
@@ -13,8 +13,17 @@ use crate::peers::Peer;
 use crate::process::Process;
 use crate::wait;
 
-/// Who asks signed and sealed: SHA-256 and AES-128.
-pub const SEALED: &str = "sealed";
+/// How a user can sign: as a device's settings call it, and as snmpd.conf(5) does.
+pub const AUTH: [(&str, &str); 5] =
+    [("sha1", "SHA"), ("sha224", "SHA-224"), ("sha256", "SHA-256"), ("sha384", "SHA-384"), ("sha512", "SHA-512")];
+/// How a user can seal, likewise.
+pub const PRIVACY: [(&str, &str); 5] = [
+    ("aes128", "AES"),
+    ("aes192", "AES-192"),
+    ("aes192c", "AES-192-C"),
+    ("aes256", "AES-256"),
+    ("aes256c", "AES-256-C"),
+];
 /// Who asks signed alone: SHA-1.
 pub const SIGNED: &str = "signed";
 const SOON: Duration = Duration::from_secs(30);
@@ -24,10 +33,16 @@ const SOON: Duration = Duration::from_secs(30);
 pub struct Secrets<'a> {
     /// Of SNMPv2c.
     pub community: &'a str,
-    /// By which both users sign.
+    /// By which all users sign.
     pub password: &'a str,
-    /// By which one of them seals.
+    /// By which those seal who do.
     pub privacy: &'a str,
+}
+
+/// The user who signs and seals in these ways.
+#[must_use]
+pub fn sealed(auth: &str, privacy: &str) -> String {
+    format!("{auth}-{privacy}")
 }
 
 /// The daemon, running.
@@ -60,10 +75,15 @@ impl Snmpd {
         let Secrets { community, password, privacy } = secrets;
         let mut config = format!(
             "rocommunity \"{community}\" default\n\
-             createUser {SEALED} SHA-256 \"{password}\" AES \"{privacy}\"\nrouser {SEALED} priv\n\
              createUser {SIGNED} SHA \"{password}\"\nrouser {SIGNED} auth\n\
              sysLocation The attic\n"
         );
+        for (auth, signs) in AUTH {
+            for (cipher, seals) in PRIVACY {
+                let user = sealed(auth, cipher);
+                writeln!(config, "createUser {user} {signs} \"{password}\" {seals} \"{privacy}\"\nrouser {user} priv")?;
+            }
+        }
         for object in objects {
             writeln!(config, "override {object}")?;
         }

@@ -1,6 +1,7 @@
 //! Devices as homes have them: each collector against the real thing, from the configuration to what is told.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -294,7 +295,7 @@ fn snmp(dir: &Path) -> Result<()> {
     let all = "modules = [\"system\", \"if_mib\", \"host_resources\", \"ups_mib\", \"printer\"]";
     let sealed = format!(
         "user = \"{}\"\nauth = {{ protocol = \"sha256\", secret = \"password\" }}\nprivacy = {{ protocol = \"aes128\", secret = \"privacy\" }}",
-        snmp::SEALED
+        snmp::sealed("sha256", "aes128")
     );
     let signed = format!("user = \"{}\"\nauth = {{ protocol = \"sha1\", secret = \"password\" }}", snmp::SIGNED);
     let own = "[[device.metric]]\nname = \"room_celsius\"\noid = \"1.3.6.1.4.1.99999.1.0\"\nscale = 0.1\nunit = \"celsius\"\n\
@@ -321,9 +322,34 @@ fn snmp(dir: &Path) -> Result<()> {
         let last = heard.last().cloned().unwrap_or_default();
         Ok(heard.iter().skip(before).filter(|from| **from == last).count() >= 5)
     })?;
+    every_way_to_sign_and_seal(&house, &address)?;
     refusals(&mut house, &device, &sealed, &signed)?;
     let verdict = house.finish(&[])?;
     ensure!(verdict.stored > 0 && verdict.reasons.contains_key("refused"), "{:?}", verdict.reasons);
+    Ok(())
+}
+
+fn every_way_to_sign_and_seal(house: &House, address: &str) -> Result<()> {
+    let mut devices = String::new();
+    for (auth, _) in snmp::AUTH {
+        for (cipher, _) in snmp::PRIVACY {
+            let name = snmp::sealed(auth, cipher);
+            write!(
+                devices,
+                "[[device]]\nname = \"{name}\"\ncollector = \"snmp\"\naddress = \"{address}\"\nevery = \"20s\"\n\
+                 timeout = \"15s\"\nuser = \"{name}\"\nauth = {{ protocol = \"{auth}\", secret = \"password\" }}\n\
+                 privacy = {{ protocol = \"{cipher}\", secret = \"privacy\" }}\nmodules = [\"system\"]\n"
+            )?;
+        }
+    }
+    let polls = house.satellite.command(&["probe", "--config", "-", "--json"], &devices)?;
+    let polls: Value = serde_json::from_str(&polls.stdout).with_context(|| polls.all())?;
+    let polls = polls.as_array().context("polls")?;
+    ensure!(polls.len() == snmp::AUTH.len() * snmp::PRIVACY.len(), "{} polls", polls.len());
+    for poll in polls {
+        ensure!(poll["failure"].is_null() && poll["missing"] == json!([]), "{poll}");
+        ensure!(series(poll)?.keys().any(|series| series.starts_with("sysUpTime{")), "{poll}");
+    }
     Ok(())
 }
 
