@@ -207,13 +207,23 @@ fn modbus(dir: &Path) -> Result<()> {
 }
 
 fn sunspec(dir: &Path) -> Result<()> {
-    // The marker, model 1 with nothing in it, a model that nobody knows, an inverter that makes 2,345.6 W, the end.
+    // The marker, model 1 with nothing in it, a model that nobody knows, an inverter that makes 2,345.6 W, the same in the
+    // newer models with a port that has 500 V and has taken in 5 GWh, the end.
     let mut map = vec![0x5375, 0x6e53, 1, 66];
     map.extend([0; 66]);
     map.extend([64_900, 3, 1, 2, 3, 103, 50]);
     let mut inverter = [0xffff; 50];
     (inverter[12], inverter[13], inverter[22], inverter[23], inverter[24]) = (23_456, 0xffff, 12, 0, 1);
     map.extend(inverter);
+    map.extend([701, 153]);
+    let mut grid = [0xffff; 153];
+    (grid[8], grid[114]) = (23_456, 0xffff);
+    map.extend(grid);
+    map.extend([714, 43]);
+    let mut port = [0xffff; 43];
+    (port[14], port[16], port[29]) = (0xfffe, 3, 50_000);
+    port[31..35].copy_from_slice(&[0, 0, 76, 19_264]);
+    map.extend(port);
     map.extend([0xffff, 0]);
     let server = ModbusServer::start(dir, (40_000, &map), &[0], &[false], &[false])?;
     let mut house = House::new(dir, &[])?;
@@ -228,6 +238,13 @@ fn sunspec(dir: &Path) -> Result<()> {
     ensure!(found.get("sunspec_ac_power_watts{index=\"0\",model=\"103\"}") == Some(&2345.6), "{found:?}");
     let energy = found.get("sunspec_ac_energy_watt_hours_total{index=\"0\",model=\"103\"}");
     ensure!(energy == Some(&7_864_320.0), "{found:?}");
+    for (series, value) in [
+        ("sunspec_ac_power_watts{index=\"0\",model=\"701\"}", 2345.6),
+        ("sunspec_port_voltage_volts{index=\"0\",model=\"714\",port=\"1\"}", 500.0),
+        ("sunspec_port_injected_watt_hours_total{index=\"0\",model=\"714\",port=\"1\"}", 5e9),
+    ] {
+        ensure!(found.get(series) == Some(&value), "{series} is not {value}: {found:?}");
+    }
     house.configure(&format!("{device}unit_id = 9\n"))?;
     wait::until_true("a unit that is not there", SOON, || Ok(probed(&house, "pv")?.is_err()))?;
     let verdict = house.finish(&[])?;

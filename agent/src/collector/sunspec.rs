@@ -214,11 +214,12 @@ fn add_all(answered: &[Answered], readings: &mut Readings) {
         match model {
             Model::Common => add_common(words, &index, readings),
             Model::Points(points) => add_points(points, words, words, &labels, readings),
-            Model::Repeating { points, at, every } => {
+            Model::Repeating { whole, label, points, at, every } => {
+                add_points(whole, words, words, &labels, readings);
                 let repeated = words.get(usize::from(*at)..).unwrap_or_default();
-                for (string, block) in repeated.chunks_exact(usize::from(*every)).enumerate() {
-                    let string = (string + 1).to_string();
-                    add_points(points, block, words, &[labels[0], labels[1], ("string", &string)], readings);
+                for (part, block) in repeated.chunks_exact(usize::from(*every)).enumerate() {
+                    let part = (part + 1).to_string();
+                    add_points(points, block, words, &[labels[0], labels[1], (*label, &part)], readings);
                 }
             }
         }
@@ -390,6 +391,38 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_inverter_of_the_newer_models_tells_its_grid_its_ports_and_its_battery() {
+        let ac =
+            [(2, 3), (8, 0xfff6), (114, 2), (15, 0), (16, 50_010), (113, 0xfffd), (39, 7), (11, 0xff9d), (115, 0xfffe)];
+        let none = [9, 10, 12, 43, 62, 85].map(|at| (at, 0x8000));
+        let energy = [(17, 0), (18, 1), (19, 0), (20, 5), (118, 0), (37, 30), (120, 0)];
+        let dc = [(2, 2), (4, 300), (15, 1), (18, 0), (18 + 12, 200), (43, 1), (43 + 12, 0xff38)];
+        let storage = [(1, 512), (2, 805), (5, 1), (6, 0xffff)];
+        let models = [
+            common(),
+            model(701, 153, &[&ac[..], &none, &energy].concat()),
+            model(713, 7, &storage),
+            model(714, 68, &dc),
+        ];
+        let polled = polled(40_000, &models).await;
+        assert_eq!(polled.labelled("sunspec_ac_power_watts"), [("index=0,model=701".into(), -1_000.0)]);
+        assert_eq!(polled.value("sunspec_ac_frequency_hertz"), Some(50.01));
+        assert_eq!(polled.value("sunspec_ac_power_factor_ratio"), Some(-0.99));
+        assert_eq!(polled.value("sunspec_ac_energy_watt_hours_total"), Some(4_294_967_301.0));
+        assert_eq!(polled.labelled("sunspec_ac_phase_power_watts"), [("index=0,model=701,phase=a".into(), 700.0)]);
+        assert_eq!(polled.value("sunspec_switch_temperature_celsius"), Some(30.0));
+        assert_eq!(polled.value("sunspec_inverter_state"), Some(3.0));
+        assert_eq!(polled.value("sunspec_storage_available_watt_hours"), Some(5_120.0));
+        assert_eq!(polled.value("sunspec_storage_charge_percent"), Some(80.5));
+        assert_eq!(polled.value("sunspec_dc_power_watts"), Some(3_000.0));
+        let port = |n: u8| format!("index=0,model=714,port={n}");
+        assert_eq!(polled.labelled("sunspec_port_power_watts"), [(port(1), 2_000.0), (port(2), -2_000.0)]);
+        assert_eq!(polled.labelled("sunspec_port_type"), [(port(1), 0.0), (port(2), 1.0)]);
+        let absent = ["sunspec_ac_absorbed_watt_hours_total", "sunspec_ac_current_amperes", "sunspec_storage_state"];
+        assert!(absent.iter().all(|name| polled.value(name).is_none()));
+    }
+
+    #[tokio::test]
     async fn a_device_without_a_marker_or_with_a_chain_that_lies_is_told_so() {
         let peer = device(40_000, vec![7; 100]);
         let polled = stage(&peer).poll_all().await;
@@ -434,7 +467,8 @@ mod tests {
 
     #[test]
     fn points_lie_within_their_models() {
-        for (number, length) in [(103, 50), (113, 60), (203, 105), (213, 124), (124, 24), (802, 62)] {
+        let lengths = [(103, 50), (113, 60), (203, 105), (213, 124), (124, 24), (701, 153), (713, 7), (802, 62)];
+        for (number, length) in lengths {
             let Some(Model::Points(points)) = models::of(number) else { panic!("{number}") };
             assert!(points.iter().all(|point| point.end() <= length), "{number}");
             let mut names: Vec<_> = points.iter().map(|point| (point.name, point.phase)).collect();

@@ -5,7 +5,7 @@
 
 use satellite_shared::metric::Kind;
 
-use self::Form::{Acc32, F32, I16, U16, U32};
+use self::Form::{Acc32, F32, I16, U16, U32, U64};
 
 /// A point without a register that scales it.
 const NONE: u16 = u16::MAX;
@@ -18,6 +18,7 @@ pub(super) enum Form {
     U16,
     I16,
     U32,
+    U64,
     /// Counts up, and is 0 where nothing counts.
     Acc32,
     F32,
@@ -60,7 +61,11 @@ impl Point {
     /// The register behind the last of the point and its scale.
     #[cfg(test)]
     pub(super) fn end(&self) -> u16 {
-        let words = if matches!(self.form, U16 | I16) { 1 } else { 2 };
+        let words = match self.form {
+            U16 | I16 => 1,
+            U32 | Acc32 | F32 => 2,
+            U64 => 4,
+        };
         let scale = if self.scale == NONE { 0 } else { self.scale + 1 };
         scale.max(self.at + words)
     }
@@ -73,6 +78,11 @@ impl Point {
             U16 => f64::from(word(self.at).filter(|word| *word != u16::MAX)?),
             I16 => f64::from(word(self.at).map(u16::cast_signed).filter(|word| *word != i16::MIN)?),
             U32 => f64::from(long().filter(|long| *long != u32::MAX)?),
+            U64 => {
+                let words = block.own.get(usize::from(self.at)..usize::from(self.at) + 4)?;
+                let all = words.iter().fold(0, |all, word| all << 16 | u64::from(*word));
+                (all != u64::MAX).then_some(all as f64)?
+            }
             Acc32 => f64::from(long().filter(|long| *long != 0)?),
             F32 => Some(f64::from(f32::from_bits(long()?))).filter(|value| value.is_finite())?,
         };
@@ -96,8 +106,8 @@ pub(super) enum Model {
     Common,
     /// Numbers.
     Points(&'static [Point]),
-    /// Numbers again and again: from this register on, so many registers each.
-    Repeating { points: &'static [Point], at: u16, every: u16 },
+    /// Numbers, and others again and again: from this register on, so many registers each, told apart by this label.
+    Repeating { whole: &'static [Point], label: &'static str, points: &'static [Point], at: u16, every: u16 },
 }
 
 /// The model of a number; `None` where it is stepped over.
@@ -107,9 +117,12 @@ pub(super) fn of(number: u16) -> Option<&'static Model> {
         101..=103 => &Model::Points(INVERTER),
         111..=113 => &Model::Points(INVERTER_FLOAT),
         124 => &Model::Points(STORAGE),
-        160 => &Model::Repeating { points: STRINGS, at: 8, every: 20 },
+        160 => &Model::Repeating { whole: &[], label: "string", points: STRINGS, at: 8, every: 20 },
         201..=204 => &Model::Points(METER),
         211..=214 => &Model::Points(METER_FLOAT),
+        701 => &Model::Points(DER_AC),
+        713 => &Model::Points(DER_STORAGE),
+        714 => &Model::Repeating { whole: DER_DC, label: "port", points: DER_PORTS, at: 18, every: 25 },
         802 => &Model::Points(BATTERY),
         _ => return None,
     })
@@ -233,6 +246,67 @@ const STORAGE: &[Point] = &[
     gauge("sunspec_storage_available_ampere_hours", "ampere_hours", U16, 7, 21),
     gauge("sunspec_storage_voltage_volts", "volts", U16, 8, 22),
     gauge("sunspec_storage_charge_status", "", U16, 9, NONE),
+];
+
+/// What inverters after IEEE 1547-2018 have, beside or instead of 101 to 113.
+const DER_AC: &[Point] = &[
+    gauge("sunspec_inverter_state", "", U16, 2, NONE),
+    gauge("sunspec_grid_connected", "", U16, 3, NONE),
+    gauge("sunspec_ac_power_watts", "watts", I16, 8, 114),
+    gauge("sunspec_ac_apparent_power_voltamperes", "voltamperes", I16, 9, 116),
+    gauge("sunspec_ac_reactive_power_vars", "vars", I16, 10, 117),
+    gauge("sunspec_ac_power_factor_ratio", "ratio", I16, 11, 115),
+    gauge("sunspec_ac_current_amperes", "amperes", I16, 12, 111),
+    gauge("sunspec_ac_line_to_line_voltage_volts", "volts", U16, 13, 112),
+    gauge("sunspec_ac_line_to_neutral_voltage_volts", "volts", U16, 14, 112),
+    gauge("sunspec_ac_frequency_hertz", "hertz", U32, 15, 113),
+    counter("sunspec_ac_energy_watt_hours_total", "watt_hours", U64, 17, 118),
+    counter("sunspec_ac_absorbed_watt_hours_total", "watt_hours", U64, 21, 118),
+    gauge("sunspec_ambient_temperature_celsius", "celsius", I16, 33, 120),
+    gauge("sunspec_cabinet_temperature_celsius", "celsius", I16, 34, 120),
+    gauge("sunspec_heat_sink_temperature_celsius", "celsius", I16, 35, 120),
+    gauge("sunspec_transformer_temperature_celsius", "celsius", I16, 36, 120),
+    gauge("sunspec_switch_temperature_celsius", "celsius", I16, 37, 120),
+    gauge("sunspec_other_temperature_celsius", "celsius", I16, 38, 120),
+    gauge("sunspec_ac_phase_power_watts", "watts", I16, 39, 114).of("a"),
+    gauge("sunspec_ac_phase_power_watts", "watts", I16, 62, 114).of("b"),
+    gauge("sunspec_ac_phase_power_watts", "watts", I16, 85, 114).of("c"),
+    gauge("sunspec_ac_phase_current_amperes", "amperes", I16, 43, 111).of("a"),
+    gauge("sunspec_ac_phase_current_amperes", "amperes", I16, 66, 111).of("b"),
+    gauge("sunspec_ac_phase_current_amperes", "amperes", I16, 89, 111).of("c"),
+    gauge("sunspec_ac_line_voltage_volts", "volts", U16, 44, 112).of("ab"),
+    gauge("sunspec_ac_line_voltage_volts", "volts", U16, 67, 112).of("bc"),
+    gauge("sunspec_ac_line_voltage_volts", "volts", U16, 90, 112).of("ca"),
+    gauge("sunspec_ac_phase_voltage_volts", "volts", U16, 45, 112).of("a"),
+    gauge("sunspec_ac_phase_voltage_volts", "volts", U16, 68, 112).of("b"),
+    gauge("sunspec_ac_phase_voltage_volts", "volts", U16, 91, 112).of("c"),
+    gauge("sunspec_throttled_percent", "percent", U16, 108, NONE),
+];
+
+const DER_STORAGE: &[Point] = &[
+    gauge("sunspec_storage_rated_watt_hours", "watt_hours", U16, 0, 5),
+    gauge("sunspec_storage_available_watt_hours", "watt_hours", U16, 1, 5),
+    gauge("sunspec_storage_charge_percent", "percent", U16, 2, 6),
+    gauge("sunspec_storage_health_percent", "percent", U16, 3, 6),
+    gauge("sunspec_storage_state", "", U16, 4, NONE),
+];
+
+const DER_DC: &[Point] = &[
+    gauge("sunspec_dc_current_amperes", "amperes", I16, 3, 13),
+    gauge("sunspec_dc_power_watts", "watts", I16, 4, 15),
+    counter("sunspec_dc_injected_watt_hours_total", "watt_hours", U64, 5, 16),
+    counter("sunspec_dc_absorbed_watt_hours_total", "watt_hours", U64, 9, 16),
+];
+
+const DER_PORTS: &[Point] = &[
+    gauge("sunspec_port_type", "", U16, 0, NONE),
+    gauge("sunspec_port_current_amperes", "amperes", I16, 10, 13),
+    gauge("sunspec_port_voltage_volts", "volts", U16, 11, 14),
+    gauge("sunspec_port_power_watts", "watts", I16, 12, 15),
+    counter("sunspec_port_injected_watt_hours_total", "watt_hours", U64, 13, 16),
+    counter("sunspec_port_absorbed_watt_hours_total", "watt_hours", U64, 17, 16),
+    gauge("sunspec_port_temperature_celsius", "celsius", I16, 21, 17),
+    gauge("sunspec_port_state", "", U16, 22, NONE),
 ];
 
 const BATTERY: &[Point] = &[
