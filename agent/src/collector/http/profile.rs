@@ -16,6 +16,7 @@
 //! [[request]]
 //! path = "/{entity}"                     # `{entity}`: once for each of the device's `entities`, answers in one list
 //! soap = "urn:service:1#GetInfo"         # instead of a GET: that action, without arguments; the answer's leaves
+//! each = { by = "NewIndex", none = "…" } # but for this one: 0, 1, 2, … until there is no such; said where there is no first
 //! ubus = "system info"                   # or that method of OpenWrt's bus, without arguments
 //! optional = true                        # a device may have none of this, and says so; that it failed is no such word
 //! is = ["$.sys.mac"]                     # without these it is another kind of device
@@ -52,7 +53,7 @@ use crate::collector::probe::Stopwatch;
 use crate::collector::{Family, Readings};
 
 /// Every profile there is, in the order that people look for them.
-const ALL: [(&str, &str); 16] = [
+const ALL: [(&str, &str); 17] = [
     ("shelly-gen1", include_str!("../../../profiles/shelly-gen1.toml")),
     ("shelly-gen2", include_str!("../../../profiles/shelly-gen2.toml")),
     ("tasmota", include_str!("../../../profiles/tasmota.toml")),
@@ -62,6 +63,7 @@ const ALL: [(&str, &str); 16] = [
     ("pihole", include_str!("../../../profiles/pihole.toml")),
     ("fritzbox", include_str!("../../../profiles/fritzbox.toml")),
     ("fritzbox-tr064", include_str!("../../../profiles/fritzbox-tr064.toml")),
+    ("fritzbox-smart-home", include_str!("../../../profiles/fritzbox-smart-home.toml")),
     ("openwrt", include_str!("../../../profiles/openwrt.toml")),
     ("jellyfin", include_str!("../../../profiles/jellyfin.toml")),
     ("sonarr", include_str!("../../../profiles/sonarr.toml")),
@@ -126,6 +128,7 @@ enum LoginFile {
 struct Request {
     path: String,
     soap: Option<String>,
+    each: Option<Each>,
     ubus: Option<String>,
     is_optional: bool,
     is: Vec<(String, Path)>,
@@ -138,6 +141,7 @@ struct Request {
 struct RequestFile {
     path: String,
     soap: Option<String>,
+    each: Option<Each>,
     ubus: Option<String>,
     #[serde(default)]
     optional: bool,
@@ -145,6 +149,16 @@ struct RequestFile {
     is: Vec<String>,
     otherwise: Option<String>,
     nodes: Vec<NodesFile>,
+}
+
+/// A request that is made for each number from 0 on, each answer read by itself.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Each {
+    /// The argument that is the number.
+    by: String,
+    /// Said where there is not even the first.
+    none: String,
 }
 
 /// Places in an answer that have the same numbers.
@@ -285,6 +299,7 @@ impl Request {
             nodes: file.nodes.into_iter().map(Nodes::parse).collect::<Result<_, _>>()?,
             path: file.path,
             soap: file.soap,
+            each: file.each,
             ubus: file.ubus,
             is_optional: file.optional,
             otherwise: file.otherwise,

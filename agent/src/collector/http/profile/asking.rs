@@ -36,6 +36,8 @@ const PROFILE: usize = 0;
 const HOW: usize = 1;
 /// Requests of one poll, beside those that log in.
 const ENTITIES_MAX: usize = 32;
+/// Answers of a device that is asked by number; a Fritz!Box takes some sixty devices.
+const EACH_MAX: usize = 100;
 /// A name in a device's own words.
 const ENTITY_BYTES_MAX: usize = 128;
 /// All answers of one poll.
@@ -164,6 +166,8 @@ enum Fetched {
     Body(Vec<u8>),
     /// The device says that it has none of this.
     Absent(Failure),
+    /// The device has none of this number.
+    End(Failure),
 }
 
 impl Profiled {
@@ -199,10 +203,14 @@ impl Profiled {
         let mut bytes = 0;
         for (at, paths) in self.plans.clone().iter().enumerate() {
             let request = &Arc::clone(&self.profile).requests[at];
+            if let Some(each) = &request.each {
+                self.read_each(seen, watch, at, &each.none, found).await?;
+                continue;
+            }
             let mut bodies = Vec::with_capacity(paths.len());
             for path in paths {
                 let before = seen.clone();
-                let fetched = self.fetch(seen, request, path).await;
+                let fetched = self.fetch(seen, request, path, None).await;
                 let body = match fetched.map_err(|failure| self.explained(failure, path))? {
                     Fetched::Body(body) => body,
                     Fetched::Absent(_) if request.is_optional && !self.answered[at] => {
@@ -213,7 +221,7 @@ impl Profiled {
                         let why = format!("{detail}, though it has answered before");
                         return Err(self.explained(Failure::new(reason, why), path));
                     }
-                    Fetched::Absent(failure) => return Err(self.explained(failure, path)),
+                    Fetched::Absent(failure) | Fetched::End(failure) => return Err(self.explained(failure, path)),
                 };
                 self.answered[at] = true;
                 bytes += body.len();
@@ -224,11 +232,46 @@ impl Profiled {
                 bodies.push((path.clone(), body));
             }
             if !bodies.is_empty() {
-                let left = Duration::from_secs_f64((self.limit.as_secs_f64() - watch.seconds()).max(0.0));
-                self.take(at, bodies, left, found).await?;
+                self.take(at, bodies, self.left(watch), found).await?;
             }
         }
         Ok(())
+    }
+
+    fn left(&self, watch: Stopwatch) -> Duration {
+        Duration::from_secs_f64((self.limit.as_secs_f64() - watch.seconds()).max(0.0))
+    }
+
+    /// Asks by number until the device has no more of them.
+    async fn read_each(
+        &mut self,
+        seen: &mut Seen,
+        watch: Stopwatch,
+        at: usize,
+        none: &str,
+        found: &mut Readings,
+    ) -> Result<(), Failure> {
+        let request = &Arc::clone(&self.profile).requests[at];
+        let path = &format!("{}{}", self.prefix, request.path);
+        for number in 0..EACH_MAX {
+            let before = seen.clone();
+            let fetched = self.fetch(seen, request, path, Some(number)).await;
+            match fetched.map_err(|failure| self.explained(failure, path))? {
+                Fetched::Body(body) => {
+                    self.take(at, vec![(path.clone(), body)], self.left(watch), found).await?;
+                }
+                Fetched::End(_) if number > 0 => {
+                    *seen = before;
+                    return Ok(());
+                }
+                Fetched::End(Failure { reason, detail }) => {
+                    return Err(self.explained(Failure::new(reason, format!("{detail}: {none}")), path));
+                }
+                Fetched::Absent(failure) => return Err(self.explained(failure, path)),
+            }
+        }
+        let detail = format!("{EACH_MAX} answers and more to come");
+        Err(self.explained(Failure::new(Reason::BadAnswer, detail), path))
     }
 
     /// Reads what the paths of one request answered.
@@ -274,7 +317,13 @@ impl Profiled {
     }
 
     /// One answer's body, or that there is nothing to answer with.
-    async fn fetch(&mut self, seen: &mut Seen, request: &Request, path: &str) -> Result<Fetched, Failure> {
+    async fn fetch(
+        &mut self,
+        seen: &mut Seen,
+        request: &Request,
+        path: &str,
+        number: Option<usize>,
+    ) -> Result<Fetched, Failure> {
         let unfit = |why: String| Failure::new(Reason::Unsupported, why);
         if let Some(method) = &request.ubus {
             return self.call(seen, method, path).await;
@@ -283,7 +332,9 @@ impl Profiled {
         question.path = Some(path.to_owned());
         if let Some(action) = &request.soap {
             question.method = Method::Post;
-            (question.headers, question.body) = soap::call(action).map_err(|error| unfit(error.to_string()))?;
+            let argument = request.each.as_ref().map(|each| each.by.as_str()).zip(number);
+            (question.headers, question.body) =
+                soap::call(action, argument).map_err(|error| unfit(error.to_string()))?;
         }
         let mut answer = self.ask(seen, &mut question).await?;
         let refused = answer.check_status().err();
@@ -300,6 +351,9 @@ impl Profiled {
         self.client.keep(answer).await;
         let Some(failure) = refused else { return Ok(Fetched::Body(body)) };
         match Fault::read(&body) {
+            Some(fault) if fault.is_end() && number.is_some() => {
+                Ok(Fetched::End(Failure::new(Reason::BadAnswer, fault.to_string())))
+            }
             Some(fault) if fault.is_absence() => {
                 Ok(Fetched::Absent(Failure::new(Reason::BadAnswer, fault.to_string())))
             }
@@ -558,6 +612,12 @@ mod tests {
             None if asked.key.starts_with("POST") => fault("401", "Invalid Action"),
             None => answer("404 Not Found", "nothing"),
             Some(texts) if asked.key.starts_with("POST") => {
+                let number = |list: &'_ [Value]| {
+                    let number = asked.body.split_once("<NewIndex>")?.1.split_once('<')?.0;
+                    list.get(number.parse::<usize>().unwrap()).cloned()
+                };
+                let texts = texts.as_array().map_or_else(|| Some(texts.clone()), |list| number(list));
+                let Some(texts) = texts else { return fault("713", "SpecifiedArrayIndexInvalid") };
                 let texts = texts.as_object().unwrap().iter();
                 let leaves: String =
                     texts.map(|(name, text)| format!("<{name}>{}</{name}>", text.as_str().unwrap())).collect();
@@ -783,6 +843,44 @@ mod tests {
         let failure = &polled.missing[0].1;
         assert!(failure.detail.ends_with("\"Invalid Action\", though it has answered before"), "{failure}");
         assert_eq!((listed(&polled).as_str(), polled.value("probe_success")), ("", Some(0.0)));
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_by_number_ends_where_the_device_says_so_and_not_where_it_fails() {
+        let homes = |at: usize| fixture("fritzbox-smart-home").values().next().unwrap()[at].clone();
+        let leaves = |home: &Value| -> String {
+            home.as_object()
+                .unwrap()
+                .iter()
+                .map(|(name, text)| format!("<{name}>{}</{name}>", text.as_str().unwrap()))
+                .collect()
+        };
+        let plug = answer("200 OK", &format!("<a>{}</a>", leaves(&homes(0))));
+        for (end, expect) in [
+            (fault("713", "SpecifiedArrayIndexInvalid"), ""),
+            (
+                fault("606", "Action not authorized"),
+                "UPnP error 606: \"Action not authorized\": it wants a Smart Home user",
+            ),
+            (fault("401", "Invalid action"), "x_homeauto: UPnP error 401"),
+            (fault("501", "Action failed"), "x_homeauto: UPnP error 501"),
+            (answer("404 Not Found", ""), "x_homeauto: HTTP 404"),
+            (answer("503 Service Unavailable", ""), "x_homeauto: HTTP 503"),
+            (plug.clone(), "100 answers and more to come"),
+        ] {
+            let plug = plug.clone();
+            let peer = device(move |asked| match asked.body.contains("<NewIndex>0<") {
+                true => plug.clone(),
+                false => end.clone(),
+            });
+            let polled = stage(peer.port, "fritzbox-smart-home", "").poll_all().await;
+            let told = polled.missing.first().map_or("", |(_, failure)| failure.detail.as_str());
+            assert!(told.is_empty() == expect.is_empty() && told.contains(expect), "{expect}: {told}");
+            assert_eq!(polled.value("fritz_ha_multimeter_power_W").is_some(), expect.is_empty(), "{expect}");
+        }
+        let peer = device(|_| fault("713", "SpecifiedArrayIndexInvalid"));
+        let polled = stage(peer.port, "fritzbox-smart-home", "").poll_all().await;
+        assert!(polled.missing[0].1.detail.ends_with(": no device is registered there"), "{}", polled.missing[0].1);
     }
 
     #[tokio::test]

@@ -1,4 +1,5 @@
-//! An action of a device's SOAP interface (UPnP, TR-064) without arguments, and what it answers: texts, each with a name.
+//! An action of a device's SOAP interface (UPnP, TR-064), with a number for an argument or none, and what it answers: texts,
+//! each with a name.
 //!
 //! An answer is read as a list of leaves. Deliberately absent: declarations of types and entities, which are what XML is
 //! attacked by.
@@ -17,7 +18,8 @@ const LEAVES_MAX: usize = 1_000;
 const WORDS_CHARS_MAX: usize = 60;
 /// By what a device says that it has none of what was asked: no such action, no such index. A Fritz!Box gives its internal
 /// error for services that it lists and has no hardware for.
-const ABSENT: [&str; 3] = ["401", "713", "820"];
+const ABSENT: [&str; 3] = ["401", NO_SUCH_INDEX, "820"];
+const NO_SUCH_INDEX: &str = "713";
 const NOT_AUTHORIZED: &str = "606";
 
 /// What a device says instead of an answer, with status 500.
@@ -42,6 +44,11 @@ impl Fault {
         ABSENT.contains(&self.code.as_str())
     }
 
+    /// Whether it has nothing of the number that it was asked for.
+    pub(super) fn is_end(&self) -> bool {
+        self.code == NO_SUCH_INDEX
+    }
+
     /// Whether it is the user who may not.
     pub(super) fn is_refusal(&self) -> bool {
         self.code == NOT_AUTHORIZED
@@ -54,16 +61,17 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Headers and body of a call, by `SERVICE#ACTION`.
-pub(super) fn call(action: &str) -> Result<(HeaderMap, Bytes), InvalidHeaderValue> {
+/// Headers and body of a call, by `SERVICE#ACTION`, with the argument that it takes.
+pub(super) fn call(action: &str, argument: Option<(&str, usize)>) -> Result<(HeaderMap, Bytes), InvalidHeaderValue> {
     let (service, name) = action.split_once('#').unwrap_or((action, ""));
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/xml; charset=\"utf-8\""));
     headers.insert(HeaderName::from_static("soapaction"), HeaderValue::from_str(&format!("\"{action}\""))?);
+    let argument = argument.map_or_else(String::new, |(name, number)| format!("<{name}>{number}</{name}>"));
     let body = format!(
         "<?xml version=\"1.0\"?>\n<s:Envelope xmlns:s=\"http://schemas.xmlsoap.org/soap/envelope/\" \
-         s:encodingStyle=\"http://schemas.xmlsoap.org/soap/encoding/\"><s:Body><u:{name} xmlns:u=\"{service}\"/>\
-         </s:Body></s:Envelope>\n"
+         s:encodingStyle=\"http://schemas.xmlsoap.org/soap/encoding/\"><s:Body><u:{name} xmlns:u=\"{service}\">\
+         {argument}</u:{name}></s:Body></s:Envelope>\n"
     );
     Ok((headers, Bytes::from(body)))
 }
@@ -190,10 +198,14 @@ mod tests {
 
     #[test]
     fn a_call_names_its_action_in_header_and_body() {
-        let (headers, body) = call("urn:x:service:DeviceInfo:1#GetInfo").unwrap();
+        let action = "urn:x:service:DeviceInfo:1#GetInfo";
+        let (headers, body) = call(action, None).unwrap();
         assert_eq!(headers["soapaction"], "\"urn:x:service:DeviceInfo:1#GetInfo\"");
         let body = std::str::from_utf8(&body).unwrap();
-        assert!(body.contains("<u:GetInfo xmlns:u=\"urn:x:service:DeviceInfo:1\"/>"), "{body}");
+        assert!(body.contains("<u:GetInfo xmlns:u=\"urn:x:service:DeviceInfo:1\"></u:GetInfo>"), "{body}");
+        let (_, body) = call(action, Some(("NewIndex", 7))).unwrap();
+        let body = std::str::from_utf8(&body).unwrap();
+        assert!(body.contains(":1\"><NewIndex>7</NewIndex></u:GetInfo>"), "{body}");
     }
 
     proptest! {
