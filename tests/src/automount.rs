@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
-use crate::process::{self, Process};
-use crate::wait;
+use crate::process::Process;
+use crate::{mount, wait};
 
 /// Mounts a tmpfs at `argv[1]` for who asks, as long as there is a file `argv[2]`. The kernel's `auto_fs.h` has the numbers.
 const DAEMON: &str = r#"
@@ -61,10 +61,9 @@ impl Automount {
         let mut command = Command::new("python3");
         command.args(["-c", DAEMON]).arg(&point).arg(&server);
         let mut daemon = Process::start("an automount", &mut command, &dir.join("automount.log"))?;
-        let shown = format!(" {} autofs ", point.display());
         wait::until_true("the automount", SOON, || {
             daemon.check_running()?;
-            Ok(std::fs::read_to_string("/proc/self/mounts")?.contains(&shown))
+            mount::is_there(&point, "autofs")
         })?;
         Ok(Self { point, server, daemon })
     }
@@ -82,7 +81,7 @@ impl Automount {
     /// # Errors
     /// When the kernel's list of mounts can't be read.
     pub fn is_mounted(&self) -> Result<bool> {
-        Ok(std::fs::read_to_string("/proc/self/mounts")?.contains(&format!(" {} tmpfs ", self.point.display())))
+        mount::is_there(&self.point, "tmpfs")
     }
 }
 
@@ -91,9 +90,7 @@ impl Drop for Automount {
         drop(self.daemon.kill());
         // What it mounted, and itself.
         for _ in 0..2 {
-            let mut umount = Command::new("umount");
-            umount.arg("-l").arg(&self.point);
-            drop(process::run(&mut umount, "").context("umount"));
+            mount::detach(&self.point);
         }
     }
 }

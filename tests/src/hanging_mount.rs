@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
-use crate::process::{self, Process};
-use crate::wait;
+use crate::process::Process;
+use crate::{mount, wait};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -42,10 +42,9 @@ impl HangingMount {
         let mut command = Command::new("sh");
         command.args(["-c", script]).arg(&point);
         let mut holder = Process::start("a mount", &mut command, &dir.join("mount.log"))?;
-        let shown = format!(" {} fuse ", point.display());
         wait::until_true("the mount", SOON, || {
             holder.check_running()?;
-            Ok(std::fs::read_to_string("/proc/self/mounts")?.contains(&shown))
+            mount::is_there(&point, "fuse")
         })?;
         Ok(Self { point, holder })
     }
@@ -62,8 +61,6 @@ impl HangingMount {
 impl Drop for HangingMount {
     fn drop(&mut self) {
         drop(self.holder.kill());
-        let mut umount = Command::new("umount");
-        umount.arg("-l").arg(&self.point);
-        drop(process::run(&mut umount, "").context("umount"));
+        mount::detach(&self.point);
     }
 }

@@ -36,6 +36,8 @@ pub mod automount;
 
 pub mod hanging_mount;
 
+pub mod mount;
+
 pub mod hostile_device;
 
 pub mod hostile_relay;
