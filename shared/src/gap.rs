@@ -11,10 +11,7 @@ use crate::limits;
 #[must_use]
 pub fn detail(text: impl Into<String>) -> String {
     let mut text: String = text.into();
-    if text.len() > limits::DETAIL_BYTES_MAX {
-        let end = (0..=limits::DETAIL_BYTES_MAX).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
-        text.truncate(end);
-    }
+    text.truncate(text.floor_char_boundary(limits::DETAIL_BYTES_MAX));
     text
 }
 

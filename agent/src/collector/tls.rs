@@ -207,8 +207,7 @@ fn names(leaf: &X509Certificate<'_>) -> String {
 /// Whatever a certificate says is said in so many bytes, and without what would break a line.
 fn cut(text: String) -> String {
     let mut text: String = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-    let end = (0..=LABEL_BYTES_MAX.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
-    text.truncate(end);
+    text.truncate(text.floor_char_boundary(LABEL_BYTES_MAX));
     text
 }
 

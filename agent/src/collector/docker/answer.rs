@@ -49,8 +49,7 @@ impl Listed {
 }
 
 fn cut(text: &str) -> &str {
-    let end = (0..=LABEL_BYTES_MAX.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
-    &text[..end]
+    &text[..text.floor_char_boundary(LABEL_BYTES_MAX)]
 }
 
 /// How a container is.

@@ -132,8 +132,7 @@ impl Path {
                 PathElement::Index(number) => index.push_str(&number.to_string()),
             }
         }
-        let end = (0..=INDEX_BYTES_MAX.min(index.len())).rev().find(|at| index.is_char_boundary(*at)).unwrap_or(0);
-        index.truncate(end);
+        index.truncate(index.floor_char_boundary(INDEX_BYTES_MAX));
         index
     }
 }

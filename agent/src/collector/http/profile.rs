@@ -432,8 +432,7 @@ impl Label {
                 Value::Null | Value::Array(_) | Value::Object(_) => return None,
             },
         };
-        let end = (0..=limits::NAME_BYTES_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
-        text.truncate(end.unwrap_or(0));
+        text.truncate(text.floor_char_boundary(limits::NAME_BYTES_MAX));
         (!text.is_empty()).then_some(text)
     }
 }

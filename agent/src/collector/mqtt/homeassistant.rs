@@ -475,8 +475,7 @@ fn series_name(domain: &str, class: &str, symbol: &str) -> String {
 }
 
 fn cut(text: &str) -> String {
-    let end = (0..=LABEL_BYTES_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-    text[..end].to_owned()
+    text[..text.floor_char_boundary(LABEL_BYTES_MAX)].to_owned()
 }
 
 #[cfg(test)]

@@ -240,8 +240,7 @@ impl<'de> Visitor<'de> for WordVisitor {
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Word, E> {
-        let end = (0..=WORD_BYTES_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-        Ok(Word(Some(text[..end].to_owned())))
+        Ok(Word(Some(text[..text.floor_char_boundary(WORD_BYTES_MAX)].to_owned())))
     }
 
     fn visit_bool<E>(self, state: bool) -> Result<Word, E> {
