@@ -158,6 +158,7 @@ mod tests {
         assert!(listed(&many).unwrap_err().detail.contains("more than 64"));
         assert!(disks(b"smartctl 6.6\n").unwrap_err().detail.contains("7.0 or later"));
     }
+
     #[test]
     fn a_disk_that_goes_on_is_told_apart_from_nonsense_and_from_what_is_not_installed() {
         for (error, reason) in [

@@ -19,7 +19,6 @@ use satellite_shared::gap::Reason;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
-use tokio::time::Instant;
 
 use self::answer::{Inspected, Listed, Stats};
 use super::http::client::Answer;
@@ -109,9 +108,8 @@ impl Told {
 }
 
 impl Docker {
-    async fn ask(&self) -> Result<Vec<Told>, Failure> {
+    async fn ask(&self, watch: Stopwatch) -> Result<Vec<Told>, Failure> {
         self.gate.socket(&self.socket)?;
-        let end = Instant::now() + self.limit;
         let listing = self.get("/containers/json?all=1", LIST_BYTES_MAX);
         let listed: Option<Vec<Listed>> = probe::within(self.limit, listing).await?;
         let Some(mut listed) = listed else {
@@ -133,7 +131,7 @@ impl Docker {
             );
             return Err(Failure::new(Reason::BadAnswer, what));
         }
-        let asking = futures_util::stream::iter(listed).map(|container| self.ask_one(container, end));
+        let asking = futures_util::stream::iter(listed).map(|container| self.ask_one(container, watch));
         // Those that hang hold up no others than as many as are asked at once.
         let mut told: Vec<Told> = asking.buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect().await;
         told.sort_by(|Told { container: one, .. }, Told { container: other, .. }| {
@@ -143,14 +141,14 @@ impl Docker {
     }
 
     /// Nothing where the container has gone.
-    async fn ask_one(&self, container: Listed, end: Instant) -> Option<Told> {
+    async fn ask_one(&self, container: Listed, watch: Stopwatch) -> Option<Told> {
         let path = format!("/containers/{}/json", container.id);
-        let inspected = self.get_soon::<Inspected>(&path, end).await.transpose()?;
+        let inspected = self.get_soon::<Inspected>(&path, watch).await.transpose()?;
         let runs = inspected.as_ref().is_ok_and(Inspected::runs);
         let stats = if runs {
             // The engine would else wait a second or two for a second look.
             let path = format!("/containers/{}/stats?stream=false&one-shot=true", container.id);
-            let stats = self.get_soon::<Stats>(&path, end).await.transpose();
+            let stats = self.get_soon::<Stats>(&path, watch).await.transpose();
             stats.map(|stats| stats.and_then(Stats::checked))
         } else {
             None
@@ -159,8 +157,8 @@ impl Docker {
     }
 
     /// What is said of one container, in its share of the time that is left.
-    async fn get_soon<T: DeserializeOwned>(&self, path: &str, end: Instant) -> Result<Option<T>, Failure> {
-        let left = end.saturating_duration_since(Instant::now());
+    async fn get_soon<T: DeserializeOwned>(&self, path: &str, watch: Stopwatch) -> Result<Option<T>, Failure> {
+        let left = watch.left(self.limit);
         if left.is_zero() {
             return Err(Failure::new(Reason::Timeout, "others took all the time: it was not asked"));
         }
@@ -185,7 +183,7 @@ impl Docker {
 
     async fn poll_all(&self, due: &[usize], readings: &mut Readings) -> Result<(), Failure> {
         let watch = Stopwatch::start();
-        let outcome = self.ask().await;
+        let outcome = self.ask(watch).await;
         let seconds = watch.seconds();
         let success = outcome.is_ok();
         match outcome {

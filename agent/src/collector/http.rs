@@ -275,7 +275,7 @@ impl Http {
             (Ok(body), None) => Ok(body),
         };
         let due: Vec<usize> = due.iter().copied().filter(|metric| *metric < self.probe).collect();
-        let left = Duration::from_secs_f64((limit.as_secs_f64() - watch.seconds()).max(0.0));
+        let left = watch.left(limit);
         let found = match body {
             _ if due.is_empty() => return Ok(()),
             Ok(body) => probe::within(left, self.find(due.clone(), body, left)).await,
@@ -348,7 +348,7 @@ impl Seen {
         if !is_resolved {
             let watch = Stopwatch::start();
             client.resolve(gate).await?;
-            *self = Self { is_resolved: true, lookup_seconds: watch.seconds(), ..Self::default() };
+            (self.is_resolved, self.lookup_seconds) = (true, watch.seconds());
         }
         let answer = client.ask(question).await?;
         self.used = answer.from();

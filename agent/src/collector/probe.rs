@@ -30,6 +30,11 @@ impl Stopwatch {
     pub(crate) fn seconds(self) -> f64 {
         self.0.elapsed().as_secs_f64()
     }
+
+    /// What is left of a limit that began with it; nothing where that is over.
+    pub(crate) fn left(self, limit: Duration) -> Duration {
+        limit.saturating_sub(self.0.elapsed())
+    }
 }
 
 /// What is left of a device's timeout for the probe itself.

@@ -221,8 +221,7 @@ impl Storage {
         });
         let visits = futures_util::future::join_all(turns).await;
         self.aside.send(visits.into_iter().flatten());
-        let left = self.limit.as_secs_f64() - watch.seconds();
-        drop(self.aside.gather(Duration::from_secs_f64(left.max(0.0))).await);
+        drop(self.aside.gather(watch.left(self.limit)).await);
         answers.append(&mut found.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(answers)
     }

@@ -228,6 +228,7 @@ mod tests {
         std::fs::write(&path, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
         assert!(authorities(&path).unwrap_err().contains("apt install ca-certificates"));
     }
+
     #[test]
     fn a_store_that_comes_later_is_found_and_kept() {
         let folder = tempfile::tempdir().unwrap();

@@ -3,9 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use serde_json::{Value, json};
-
 use satellite_shared::gap::Reason;
+use serde_json::{Value, json};
 
 use crate::collector::mqtt::connection::WANTS_LOGIN;
 use crate::collector::once::Once;

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use satellite_shared::config::{Device, Problem};
 use satellite_shared::gap::Reason;
-use tokio::time::Instant;
 use tokio_modbus::Slave;
 use tokio_modbus::client;
 
@@ -17,7 +16,8 @@ use super::PORT;
 use super::request::{self, Refused, Table};
 use crate::collector::address::Address;
 use crate::collector::gateway::{Gateway, Turn};
-use crate::collector::{Context, Failure, options, probe};
+use crate::collector::probe::{self, Stopwatch};
+use crate::collector::{Context, Failure, options};
 use crate::policy::{Gate, Protocol};
 
 const SPACING_MAX: Duration = Duration::from_secs(1);
@@ -62,14 +62,14 @@ impl Bus {
 
     /// Waits until the bus is the device's, and says what is left of its time.
     pub(in super::super) async fn turn(&self) -> Result<(Turn<'_>, Duration), Failure> {
-        let began = Instant::now();
+        let watch = Stopwatch::start();
         let turn = tokio::time::timeout(self.limit * 2 / 3, self.gateway.turn(self.spacing)).await;
         let turn = turn.map_err(|_| {
             let detail = "other devices at this address held the bus all the time: poll less often, or give the \
                           silent one a shorter timeout";
             Failure::new(Reason::Late, detail)
         })?;
-        Ok((turn, self.limit.saturating_sub(began.elapsed())))
+        Ok((turn, watch.left(self.limit)))
     }
 
     /// A connection, made in so much time at most.

@@ -34,7 +34,7 @@ impl Deadline {
     }
 
     fn is_over(&self) -> bool {
-        self.watch.seconds() >= self.limit.as_secs_f64()
+        self.watch.left(self.limit).is_zero()
     }
 }
 

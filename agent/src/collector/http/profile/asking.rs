@@ -94,7 +94,7 @@ pub(in crate::collector::http) fn build(
         client,
         prefix,
         answered: vec![false; plans.len()],
-        plans,
+        plans: plans.into(),
         keys,
         session: None,
         session_is_good: false,
@@ -149,7 +149,7 @@ struct Profiled {
     /// What the device's URL has before all paths.
     prefix: String,
     /// The paths of each request.
-    plans: Vec<Vec<String>>,
+    plans: Arc<[Vec<String>]>,
     /// Which requests the device has answered once: it has what they ask for.
     answered: Vec<bool>,
     /// What opens a session: a user, where there are several, and the name of the password.
@@ -201,10 +201,10 @@ impl Profiled {
 
     async fn read_all(&mut self, seen: &mut Seen, watch: Stopwatch, found: &mut Readings) -> Result<(), Failure> {
         let mut bytes = 0;
-        for (at, paths) in self.plans.clone().iter().enumerate() {
+        for (at, paths) in Arc::clone(&self.plans).iter().enumerate() {
             let request = &Arc::clone(&self.profile).requests[at];
             if let Some(each) = &request.each {
-                self.read_each(seen, watch, at, &each.none, found).await?;
+                self.read_each(seen, watch, at, &paths[0], &each.none, found).await?;
                 continue;
             }
             let mut bodies = Vec::with_capacity(paths.len());
@@ -232,14 +232,10 @@ impl Profiled {
                 bodies.push((path.clone(), body));
             }
             if !bodies.is_empty() {
-                self.take(at, bodies, self.left(watch), found).await?;
+                self.take(at, bodies, watch.left(self.limit), found).await?;
             }
         }
         Ok(())
-    }
-
-    fn left(&self, watch: Stopwatch) -> Duration {
-        Duration::from_secs_f64((self.limit.as_secs_f64() - watch.seconds()).max(0.0))
     }
 
     /// Asks by number until the device has no more of them.
@@ -248,17 +244,17 @@ impl Profiled {
         seen: &mut Seen,
         watch: Stopwatch,
         at: usize,
+        path: &str,
         none: &str,
         found: &mut Readings,
     ) -> Result<(), Failure> {
         let request = &Arc::clone(&self.profile).requests[at];
-        let path = &format!("{}{}", self.prefix, request.path);
         for number in 0..EACH_MAX {
             let before = seen.clone();
             let fetched = self.fetch(seen, request, path, Some(number)).await;
             match fetched.map_err(|failure| self.explained(failure, path))? {
                 Fetched::Body(body) => {
-                    self.take(at, vec![(path.clone(), body)], self.left(watch), found).await?;
+                    self.take(at, vec![(path.to_owned(), body)], watch.left(self.limit), found).await?;
                 }
                 Fetched::End(_) if number > 0 => {
                     *seen = before;
